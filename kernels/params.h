@@ -1,0 +1,221 @@
+/* The argument struct of every kernel: the one truth that CUDA C++ and Rust share.
+ *
+ * C99 with fixed-width types. A device address is a uint64_t, a stride counts elements of the
+ * tensor it belongs to, the innermost stride is always 1 and is not passed. Padding is spelled
+ * out, so that every struct can be copied as bytes. `T` is the dtype a kernel was made for.
+ */
+#ifndef PACKFORCING_PARAMS_H
+#define PACKFORCING_PARAMS_H
+
+#include <stdint.h>
+
+/* Rotary pairs of the largest head dim that a kernel takes (128). */
+#define PF_MAX_PAIRS 64
+/* Lists in `DenoiseStepParams`. */
+#define PF_MAX_TERMS 8
+#define PF_MAX_OUTPUTS 4
+
+/* How an element is stored, where one kernel takes several. */
+#define PF_DTYPE_F32 0
+#define PF_DTYPE_F16 1
+#define PF_DTYPE_BF16 2
+
+/* A run of pages that one query rotation serves. `rotation` says how many frames the query block's
+ * time origin stands after the segment's: the query's temporal pairs are turned ahead by it. */
+typedef struct Segment {
+  int32_t first_page; /* index into the stream's page list */
+  int32_t tokens;     /* keys in the segment; its last page may be partly filled */
+  float rotation;     /* frames */
+  float key_bias;     /* added to every logit (natural log) */
+  int32_t slot_bias;  /* 1: the bias of each key's slot is added too */
+  int32_t reserved;
+} Segment;
+
+/* Three-axis rotary embedding, interleaved pairs, in the order time, row, column. */
+typedef struct RopeParams {
+  double turns[PF_MAX_PAIRS]; /* full turns per unit of position, for each pair */
+  int32_t pairs[3];           /* pairs that belong to time, row, column */
+  int32_t reserved;
+} RopeParams;
+
+typedef struct AttentionParams {
+  uint64_t q;         /* T [streams, q_tokens, q_heads, dim] */
+  uint64_t k;         /* T [pages, kv_heads, page_tokens, dim] */
+  uint64_t v;         /* T [pages, kv_heads, page_tokens, dim] */
+  uint64_t slot_bias; /* f32 [pages, kv_heads, page_tokens], or 0 */
+  uint64_t pages;     /* i32 [streams, max_pages] */
+  uint64_t segments;  /* Segment [streams, max_segments] */
+  uint64_t counts;    /* i32 [streams]: segments in use */
+  uint64_t out;       /* T [streams, q_tokens, q_heads, dim] */
+  uint64_t lse;       /* f32 [streams, q_tokens, q_heads], or 0 */
+  int64_t q_strides[3];
+  int64_t k_strides[3];
+  int64_t v_strides[3];
+  int64_t bias_strides[2]; /* page, head */
+  int64_t out_strides[3];
+  int64_t lse_strides[2]; /* stream, token */
+  RopeParams rope;
+  int32_t streams;
+  int32_t q_tokens;
+  int32_t q_heads;
+  int32_t kv_heads;
+  int32_t page_tokens;
+  int32_t max_pages;
+  int32_t max_segments;
+  float scale; /* of the logits, natural */
+} AttentionParams;
+
+typedef struct MergeStatesParams {
+  uint64_t a_out; /* T [rows, heads, dim] */
+  uint64_t a_lse; /* f32 [rows, heads] */
+  uint64_t b_out; /* T [rows, heads, dim] */
+  uint64_t b_lse; /* f32 [rows, heads] */
+  uint64_t out;   /* T [rows, heads, dim] */
+  uint64_t lse;   /* f32 [rows, heads] */
+  int64_t a_strides[2];
+  int64_t b_strides[2];
+  int64_t out_strides[2];
+  int64_t a_lse_stride; /* row */
+  int64_t b_lse_stride;
+  int64_t lse_stride;
+  int64_t rows;
+  int32_t heads;
+  int32_t dim;
+} MergeStatesParams;
+
+typedef struct AppendKvParams {
+  uint64_t q;         /* T [streams, tokens, q_heads, dim], or 0 */
+  uint64_t k;         /* T [streams, tokens, kv_heads, dim] */
+  uint64_t v;         /* T [streams, tokens, kv_heads, dim] */
+  uint64_t q_weight;  /* T [q_heads * dim], or 0: no norm */
+  uint64_t k_weight;  /* T [kv_heads * dim], or 0: no norm */
+  uint64_t q_out;     /* T [streams, tokens, q_heads, dim], or 0 */
+  uint64_t k_pages;   /* T [pages, kv_heads, page_tokens, dim] */
+  uint64_t v_pages;   /* T [pages, kv_heads, page_tokens, dim] */
+  uint64_t page_list; /* i32 [streams, max_pages] */
+  uint64_t origins;   /* f32 [streams]: added to every time, or 0 */
+  int64_t q_strides[3];
+  int64_t k_strides[3];
+  int64_t v_strides[3];
+  int64_t q_out_strides[3];
+  int64_t k_page_strides[3];
+  int64_t v_page_strides[3];
+  RopeParams rope;
+  double start[3]; /* position of the first token: time, row, column */
+  double step[3];  /* distance of neighbours */
+  int32_t grid[3]; /* tokens along time, row, column */
+  int32_t streams;
+  int32_t q_heads;
+  int32_t kv_heads;
+  int32_t dim;
+  int32_t page_tokens;
+  int32_t max_pages;
+  float eps;
+} AppendKvParams;
+
+typedef struct MergeTokensParams {
+  uint64_t k_pages;   /* T [pages, kv_heads, page_tokens, dim], read and written */
+  uint64_t v_pages;   /* T [pages, kv_heads, page_tokens, dim], read and written */
+  uint64_t slot_bias; /* f32 [pages, kv_heads, page_tokens]: log sizes out, or 0 */
+  uint64_t source;    /* i32 [batch, source_pages] */
+  uint64_t dest;      /* i32 [batch, dest_pages] */
+  int64_t k_page_strides[3];
+  int64_t v_page_strides[3];
+  int64_t bias_strides[2]; /* page, head */
+  RopeParams rope;
+  int32_t grid[3]; /* tokens of the source along time, row, column */
+  int32_t cell[3]; /* tokens that one merged token stands for */
+  int32_t out[3];  /* merged tokens along time, row, column */
+  int32_t batch;
+  int32_t kv_heads;
+  int32_t dim;
+  int32_t page_tokens;
+  int32_t source_pages;
+  int32_t dest_pages;
+  int32_t reserved;
+} MergeTokensParams;
+
+/* Sums over tokens, in `chunks` parts of a fixed length. */
+typedef struct SumTokensParams {
+  uint64_t x;    /* T [streams, tokens, heads, dim] */
+  uint64_t sums; /* f32 [streams, chunks, heads, dim] */
+  int64_t x_strides[3];
+  int64_t sum_strides[3];
+  int32_t streams;
+  int32_t tokens;
+  int32_t heads;
+  int32_t dim;
+  int32_t chunks;
+  int32_t chunk_tokens;
+} SumTokensParams;
+
+/* Sums over the keys of paged blocks, one for each entry of `slots`. */
+typedef struct SumKeysParams {
+  uint64_t k;      /* T [pages, kv_heads, page_tokens, dim] */
+  uint64_t pages;  /* i32 [blocks, block_pages] */
+  uint64_t slots;  /* i32 [blocks]: the row of `sums` that a block fills */
+  uint64_t sums;   /* f32 [rows, kv_heads, dim] */
+  int64_t k_strides[3];
+  int64_t sum_strides[2];
+  int32_t blocks;
+  int32_t tokens; /* keys of a block */
+  int32_t kv_heads;
+  int32_t dim;
+  int32_t page_tokens;
+  int32_t block_pages;
+} SumKeysParams;
+
+typedef struct SelectBlocksParams {
+  uint64_t query_sums;     /* f32 [streams, chunks, q_heads, dim], or 0: `scores` are given */
+  uint64_t key_sums;       /* f32 [slots, kv_heads, dim], or 0 */
+  uint64_t candidates;     /* i32 [streams, max_candidates]: slots in time order */
+  uint64_t counts;         /* i32 [streams]: candidates in use */
+  uint64_t slot_pages;     /* i32 [slots, block_pages] */
+  uint64_t draft_pages;    /* i32 [streams, draft_max_pages] */
+  uint64_t draft_segments; /* Segment [streams, draft_max_segments] */
+  uint64_t draft_counts;   /* i32 [streams, 2]: segments before the chosen blocks, segments in all */
+  uint64_t scores;         /* f32 [streams, max_candidates], out (in where given) */
+  uint64_t chosen;         /* i32 [streams, selected]: candidate indices in time order, then -1 */
+  uint64_t pages;          /* i32 [streams, max_pages], out */
+  uint64_t segments;       /* Segment [streams, max_segments], out */
+  uint64_t segment_counts; /* i32 [streams], out */
+  int64_t query_sum_strides[3];
+  int64_t key_sum_strides[2];
+  int32_t streams;
+  int32_t chunks;
+  int32_t q_heads;
+  int32_t kv_heads;
+  int32_t dim;
+  int32_t selected;
+  int32_t max_candidates;
+  int32_t block_pages;
+  int32_t block_tokens;
+  int32_t draft_max_pages;
+  int32_t draft_max_segments;
+  int32_t max_pages;
+  int32_t max_segments;
+  int32_t slot_bias;   /* of a chosen block's segment */
+  float key_bias;      /* of a chosen block's segment */
+  float block_frames;  /* packed time that a chosen block takes up */
+} SelectBlocksParams;
+
+typedef struct DenoiseStepParams {
+  uint64_t terms[PF_MAX_TERMS];     /* [outer, frames, inner] each, of its own dtype */
+  uint64_t outputs[PF_MAX_OUTPUTS]; /* [outer, frames, inner] each, of its own dtype */
+  uint64_t coefficients;            /* f32 [outputs, term_count + 1, frames]; the last row is the noise's */
+  int64_t term_strides[PF_MAX_TERMS][2];
+  int64_t output_strides[PF_MAX_OUTPUTS][2];
+  int32_t term_dtypes[PF_MAX_TERMS];
+  int32_t output_dtypes[PF_MAX_OUTPUTS];
+  int64_t outer;
+  int64_t frames;
+  int64_t inner;
+  uint64_t seed;
+  uint64_t offset; /* Philox counter of the first four elements */
+  int32_t term_count;
+  int32_t output_count;
+  int32_t noise; /* 1: draw noise */
+  int32_t reserved;
+} DenoiseStepParams;
+
+#endif

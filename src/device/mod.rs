@@ -1,0 +1,405 @@
+//! Where ops run: the CPU, a CUDA GPU, or the SIMT device, which runs the kernels' own source on
+//! the CPU.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+mod memory;
+#[cfg(feature = "simt")]
+mod simt;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytemuck::Pod;
+
+use memory::HostMemory;
+pub(crate) use memory::Memory;
+
+use crate::error::{Error, Result};
+
+#[cfg(feature = "cuda")]
+pub use cuda::CudaDevice;
+
+/// Which of the three kinds a [`Device`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// Threads and vector instructions of this machine.
+    Cpu,
+    /// The CUDA kernels' source, compiled for the CPU: a test device, slow and strict.
+    Simt,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl DeviceKind {
+    /// The name in lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Simt => "simt",
+            DeviceKind::Cuda => "cuda",
+        }
+    }
+}
+
+/// How the SIMT device schedules. The defaults shuffle everything by seed 0.
+#[derive(Debug, Clone, Default)]
+pub struct SimtOptions {
+    /// Decides the order of threads and blocks and when asynchronous copies land.
+    pub seed: u64,
+    /// When asynchronous copies land.
+    pub copies: AsyncCopies,
+    /// Threads and blocks in their order, for stepping through a kernel.
+    pub in_order: bool,
+    /// Threads of the operating system that blocks are spread over; 0: one a core.
+    pub threads: usize,
+    /// Faults are reported by the next call that waits instead of the launch, as a card does.
+    pub deferred_faults: bool,
+    /// The launch of this number (from 0) fails, to test what stands on the device.
+    pub fail_launch: Option<u64>,
+}
+
+/// When the SIMT device lets an asynchronous copy land. Until then its destination is NaN.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AsyncCopies {
+    /// As late as the waits allow: a wait too few shows.
+    #[default]
+    Late,
+    /// At once.
+    Early,
+    /// In between, by seed.
+    Random,
+}
+
+/// A device that is not there, and why.
+#[derive(Debug, Clone)]
+pub struct Absent {
+    /// Which kind.
+    pub kind: DeviceKind,
+    /// Why it cannot be used.
+    pub reason: Error,
+}
+
+/// A device and, on CUDA, the stream that work goes to. Cheap to clone; clones are the same device.
+#[derive(Clone)]
+pub struct Device(Backend);
+
+#[derive(Clone)]
+enum Backend {
+    Cpu,
+    #[cfg(feature = "simt")]
+    Simt(Arc<simt::Simt>),
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<CudaDevice>),
+}
+
+/// Memory that a launch may touch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    pub address: u64,
+    pub bytes: u64,
+    pub writable: bool,
+}
+
+/// An argument struct of `kernels/params.h`.
+pub(crate) trait KernelParams: Pod {}
+
+/// One kernel launch, the same for CUDA and SIMT.
+pub(crate) struct Launch<'a, P> {
+    /// The kernel file's stem.
+    pub module: &'static str,
+    /// The entry point.
+    pub kernel: &'a str,
+    /// Blocks along x, y, z.
+    pub grid: [usize; 3],
+    /// Threads a block.
+    pub threads: usize,
+    /// Dynamic shared memory in bytes.
+    pub shared: usize,
+    /// The argument struct.
+    pub params: &'a P,
+    /// Every piece of global memory that the kernel may touch.
+    pub memory: &'a [Span],
+}
+
+impl Device {
+    /// The CPU.
+    pub fn cpu() -> Device {
+        Device(Backend::Cpu)
+    }
+
+    /// The CUDA GPU of this ordinal, with a stream of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FeatureDisabled`], [`Error::NoDriver`], [`Error::NoGpu`], [`Error::NoSuchDevice`],
+    /// [`Error::KernelsNotBuilt`].
+    pub fn cuda(ordinal: usize) -> Result<Device> {
+        #[cfg(feature = "cuda")]
+        return Ok(Device(Backend::Cuda(Arc::new(CudaDevice::new(ordinal)?))));
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = ordinal;
+            Err(Error::FeatureDisabled {
+                device: "cuda",
+                feature: "cuda",
+            })
+        }
+    }
+
+    /// A device on a stream of the caller's: ops are launched there, and nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::KernelsNotBuilt`].
+    #[cfg(feature = "cuda")]
+    pub fn from_cuda_stream(stream: Arc<cudarc::driver::CudaStream>) -> Result<Device> {
+        Ok(Device(Backend::Cuda(Arc::new(CudaDevice::on_stream(stream)?))))
+    }
+
+    /// A device on a raw `CUstream` of the primary context of the GPU `ordinal`.
+    ///
+    /// # Safety
+    ///
+    /// The stream belongs to that context and outlives the device and everything made with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::cuda`].
+    #[cfg(feature = "cuda")]
+    pub unsafe fn from_raw_cuda_stream(ordinal: usize, stream: cudarc::driver::sys::CUstream) -> Result<Device> {
+        // SAFETY: the caller's promise is the same.
+        let device = unsafe { CudaDevice::on_raw_stream(ordinal, stream)? };
+        Ok(Device(Backend::Cuda(Arc::new(device))))
+    }
+
+    /// The kernels' own source on the CPU: a test device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FeatureDisabled`], [`Error::KernelsNotBuilt`] where the build found no C++ compiler.
+    pub fn simt(options: SimtOptions) -> Result<Device> {
+        #[cfg(feature = "simt")]
+        return Ok(Device(Backend::Simt(Arc::new(simt::Simt::new(options)?))));
+        #[cfg(not(feature = "simt"))]
+        {
+            let _ = options;
+            Err(Error::FeatureDisabled {
+                device: "simt",
+                feature: "simt",
+            })
+        }
+    }
+
+    /// The fastest device that works here, and for each that does not, why. It never fails: the
+    /// CPU is always there. The SIMT device is for tests, and never chosen.
+    ///
+    /// ```
+    /// let (device, absent) = packforcing::Device::best();
+    /// for a in &absent {
+    ///     println!("no {}: {}", a.kind.name(), a.reason);
+    /// }
+    /// assert!(device.kind().name() == "cuda" || !absent.is_empty());
+    /// ```
+    pub fn best() -> (Device, Vec<Absent>) {
+        match Device::cuda(0) {
+            Ok(device) => (device, Vec::new()),
+            Err(reason) => (
+                Device::cpu(),
+                vec![Absent {
+                    kind: DeviceKind::Cuda,
+                    reason,
+                }],
+            ),
+        }
+    }
+
+    /// Which kind of device this is.
+    pub fn kind(&self) -> DeviceKind {
+        match &self.0 {
+            Backend::Cpu => DeviceKind::Cpu,
+            #[cfg(feature = "simt")]
+            Backend::Simt(_) => DeviceKind::Simt,
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(_) => DeviceKind::Cuda,
+        }
+    }
+
+    /// The CUDA side of it, for its context and stream.
+    #[cfg(feature = "cuda")]
+    pub fn as_cuda(&self) -> Option<&CudaDevice> {
+        match &self.0 {
+            Backend::Cuda(cuda) => Some(cuda),
+            _ => None,
+        }
+    }
+
+    /// Whether its memory is the host's.
+    pub fn is_host(&self) -> bool {
+        self.kind() != DeviceKind::Cuda
+    }
+
+    /// Waits for everything that was launched.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceLost`] with a fault of an earlier launch.
+    pub fn synchronize(&self) -> Result<()> {
+        match &self.0 {
+            Backend::Cpu => Ok(()),
+            #[cfg(feature = "simt")]
+            Backend::Simt(simt) => simt.synchronize(),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.synchronize(),
+        }
+    }
+
+    /// How long the device takes for `work`: on CUDA between two events on the stream, elsewhere by
+    /// the clock.
+    ///
+    /// # Errors
+    ///
+    /// What `work` returns, or [`Error::DeviceLost`].
+    pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        #[cfg(feature = "cuda")]
+        if let Backend::Cuda(cuda) = &self.0 {
+            return cuda.time(work);
+        }
+        self.synchronize()?;
+        let start = Instant::now();
+        work()?;
+        self.synchronize()?;
+        Ok(start.elapsed())
+    }
+
+    /// An error once the device has reported a fault of an earlier launch; does not wait.
+    pub(crate) fn alive(&self) -> Result<()> {
+        match &self.0 {
+            Backend::Cpu => Ok(()),
+            #[cfg(feature = "simt")]
+            Backend::Simt(simt) => simt.alive(),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.alive(),
+        }
+    }
+
+    /// Zeroed memory.
+    pub(crate) fn allocate(&self, bytes: usize) -> Result<Memory> {
+        match &self.0 {
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.allocate(bytes).map(Memory::Cuda),
+            _ => HostMemory::zeroed(bytes).map(Memory::Host).ok_or(Error::OutOfMemory {
+                device: self.kind().name(),
+                bytes,
+            }),
+        }
+    }
+
+    /// Copies host bytes to this device's memory, in the order of its stream.
+    pub(crate) fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        match &self.0 {
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.upload(to, from),
+            _ => {
+                // SAFETY: callers pass an address range inside a writable view of this device,
+                // whose memory is the host's; `copy` allows an overlap.
+                unsafe { std::ptr::copy(from.as_ptr(), to as *mut u8, from.len()) };
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies this device's memory to the host and waits for it.
+    pub(crate) fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.synchronize()?;
+        if to.is_empty() {
+            return Ok(());
+        }
+        match &self.0 {
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.download(from, to),
+            _ => {
+                // SAFETY: callers pass an address range inside a view of this device, whose
+                // memory is the host's; `copy` allows an overlap.
+                unsafe { std::ptr::copy(from as *const u8, to.as_mut_ptr(), to.len()) };
+                Ok(())
+            }
+        }
+    }
+
+    /// Launches a kernel; never on the CPU device, whose ops are plain functions.
+    pub(crate) fn launch<P: KernelParams>(&self, launch: &Launch<'_, P>) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        match &self.0 {
+            Backend::Cpu => unreachable!("{} has no launch on the cpu", launch.kernel),
+            #[cfg(feature = "simt")]
+            Backend::Simt(simt) => simt.launch(launch),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.launch(launch),
+        }
+    }
+
+    /// Bytes of dynamic shared memory that one block may have.
+    pub(crate) fn shared_memory_limit(&self) -> usize {
+        match &self.0 {
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.shared_memory_limit(),
+            // What sm_80 has; options of the SIMT device may want other cards' limits one day.
+            _ => 163 * 1024,
+        }
+    }
+}
+
+impl PartialEq for Device {
+    /// The same device on the same stream.
+    fn eq(&self, other: &Device) -> bool {
+        match (&self.0, &other.0) {
+            (Backend::Cpu, Backend::Cpu) => true,
+            #[cfg(feature = "simt")]
+            (Backend::Simt(a), Backend::Simt(b)) => Arc::ptr_eq(a, b),
+            #[cfg(feature = "cuda")]
+            (Backend::Cuda(a), Backend::Cuda(b)) => Arc::ptr_eq(a, b) || a.same_stream(b),
+            #[cfg(any(feature = "simt", feature = "cuda"))]
+            _ => false,
+        }
+    }
+}
+impl Eq for Device {}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Backend::Cpu => f.write_str("cpu"),
+            #[cfg(feature = "simt")]
+            Backend::Simt(simt) => write!(f, "simt (seed {})", simt.options().seed),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => write!(f, "{cuda}"),
+        }
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({self})")
+    }
+}
+
+macro_rules! kernel_params {
+    ($($t:ident),*) => {$( impl KernelParams for crate::ffi::$t {} )*};
+}
+kernel_params!(
+    AttentionParams,
+    MergeStatesParams,
+    AppendKvParams,
+    MergeTokensParams,
+    SumTokensParams,
+    SumKeysParams,
+    SelectBlocksParams,
+    DenoiseStepParams
+);

@@ -1,0 +1,156 @@
+//! Everything that can go wrong, each named.
+
+use crate::dtype::DType;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. Every variant that an argument can cause names the operation, the argument,
+/// what was expected and what came; after such an error nothing has changed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument that the operation does not take.
+    #[error("{op}: {argument}: expected {expected}, got {got}")]
+    Argument {
+        /// The operation, as its function is called.
+        op: &'static str,
+        /// The argument, as its field or parameter is called.
+        argument: &'static str,
+        /// What the operation takes.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+
+    /// A dtype that the operation does not take on this device.
+    #[error("{op}: {argument}: {got} is not taken on the {device} device (it takes {expected})")]
+    UnsupportedDType {
+        /// The operation, as its function is called.
+        op: &'static str,
+        /// The argument, as its field or parameter is called.
+        argument: &'static str,
+        /// The dtype that came.
+        got: DType,
+        /// The device's name.
+        device: &'static str,
+        /// What it takes.
+        expected: &'static str,
+    },
+
+    /// The CUDA driver's library is not on this machine, or did not start.
+    #[error("no CUDA driver: {reason}")]
+    NoDriver {
+        /// What the loader or the driver said.
+        reason: String,
+    },
+
+    /// The driver is there, but it shows no GPU.
+    #[error("the CUDA driver shows no GPU")]
+    NoGpu,
+
+    /// There are fewer GPUs than the ordinal asks for.
+    #[error("no CUDA device {ordinal}: this machine has {count}")]
+    NoSuchDevice {
+        /// The ordinal asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+
+    /// The device's memory does not hold what was asked for.
+    #[error("out of memory on the {device} device: {bytes} bytes were asked for")]
+    OutOfMemory {
+        /// The device's name.
+        device: &'static str,
+        /// What was asked for, in bytes.
+        bytes: usize,
+    },
+
+    /// This build holds no GPU kernels because it found no nvcc.
+    #[error(
+        "the kernel {kernel} is not in this build: {reason}. Put nvcc on PATH, or name it in NVCC or CUDA_HOME \
+         (scripts/cuda-toolkit.sh fetches one from PyPI), and build again"
+    )]
+    KernelsNotBuilt {
+        /// The kernel that was asked for.
+        kernel: String,
+        /// Why it is not there.
+        reason: String,
+    },
+
+    /// The build leaves this device out.
+    #[error("the {device} device is not in this build: switch on the feature `{feature}` of packforcing")]
+    FeatureDisabled {
+        /// The device's name.
+        device: &'static str,
+        /// The cargo feature that brings it.
+        feature: &'static str,
+    },
+
+    /// The SIMT device found a fault in a kernel.
+    #[error("simt: {kernel}: {report}")]
+    Simt {
+        /// The kernel that ran.
+        kernel: String,
+        /// What was found, where, under which seed.
+        report: String,
+    },
+
+    /// The CUDA driver refused a call.
+    #[error("{call}: CUDA error {code} ({name})")]
+    Cuda {
+        /// The call, as this crate speaks of it.
+        call: &'static str,
+        /// The driver's number of the error.
+        code: u32,
+        /// The driver's name of the error.
+        name: String,
+    },
+
+    /// A fault that the device reported after the call that caused it. What the device's memory
+    /// holds is not known; make a new device and begin again.
+    #[error("the {device} device is lost: {reason}")]
+    DeviceLost {
+        /// The device's name.
+        device: &'static str,
+        /// What it reported.
+        reason: String,
+    },
+
+    /// The page pool has no room for what was asked; nothing has changed.
+    #[error("{op}: the page pool is full: {needed} pages are needed, {free} are free")]
+    PoolFull {
+        /// The operation, as its function is called.
+        op: &'static str,
+        /// Pages that were asked for.
+        needed: usize,
+        /// Pages that are free.
+        free: usize,
+    },
+
+    /// A call of the cache out of its order.
+    #[error("{op}: {reason}")]
+    Order {
+        /// The operation, as its function is called.
+        op: &'static str,
+        /// What has to come first, or came already.
+        reason: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn argument(
+        op: &'static str,
+        argument: &'static str,
+        expected: impl Into<String>,
+        got: impl Into<String>,
+    ) -> Error {
+        Error::Argument {
+            op,
+            argument,
+            expected: expected.into(),
+            got: got.into(),
+        }
+    }
+}

@@ -1,0 +1,465 @@
+// Generated from kernels/params.h by bindgen (feature `buildtime-bindgen`); do not edit.
+
+pub const PF_MAX_PAIRS: u32 = 64;
+pub const PF_MAX_TERMS: u32 = 8;
+pub const PF_MAX_OUTPUTS: u32 = 4;
+pub const PF_DTYPE_F32: u32 = 0;
+pub const PF_DTYPE_F16: u32 = 1;
+pub const PF_DTYPE_BF16: u32 = 2;
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct Segment {
+    pub first_page: i32,
+    pub tokens: i32,
+    pub rotation: f32,
+    pub key_bias: f32,
+    pub slot_bias: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Segment"][::core::mem::size_of::<Segment>() - 24usize];
+    ["Alignment of Segment"][::core::mem::align_of::<Segment>() - 4usize];
+    ["Offset of field: Segment::first_page"][::core::mem::offset_of!(Segment, first_page) - 0usize];
+    ["Offset of field: Segment::tokens"][::core::mem::offset_of!(Segment, tokens) - 4usize];
+    ["Offset of field: Segment::rotation"][::core::mem::offset_of!(Segment, rotation) - 8usize];
+    ["Offset of field: Segment::key_bias"][::core::mem::offset_of!(Segment, key_bias) - 12usize];
+    ["Offset of field: Segment::slot_bias"][::core::mem::offset_of!(Segment, slot_bias) - 16usize];
+    ["Offset of field: Segment::reserved"][::core::mem::offset_of!(Segment, reserved) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct RopeParams {
+    pub turns: [f64; 64usize],
+    pub pairs: [i32; 3usize],
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RopeParams"][::core::mem::size_of::<RopeParams>() - 528usize];
+    ["Alignment of RopeParams"][::core::mem::align_of::<RopeParams>() - 8usize];
+    ["Offset of field: RopeParams::turns"][::core::mem::offset_of!(RopeParams, turns) - 0usize];
+    ["Offset of field: RopeParams::pairs"][::core::mem::offset_of!(RopeParams, pairs) - 512usize];
+    ["Offset of field: RopeParams::reserved"][::core::mem::offset_of!(RopeParams, reserved) - 524usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct AttentionParams {
+    pub q: u64,
+    pub k: u64,
+    pub v: u64,
+    pub slot_bias: u64,
+    pub pages: u64,
+    pub segments: u64,
+    pub counts: u64,
+    pub out: u64,
+    pub lse: u64,
+    pub q_strides: [i64; 3usize],
+    pub k_strides: [i64; 3usize],
+    pub v_strides: [i64; 3usize],
+    pub bias_strides: [i64; 2usize],
+    pub out_strides: [i64; 3usize],
+    pub lse_strides: [i64; 2usize],
+    pub rope: RopeParams,
+    pub streams: i32,
+    pub q_tokens: i32,
+    pub q_heads: i32,
+    pub kv_heads: i32,
+    pub page_tokens: i32,
+    pub max_pages: i32,
+    pub max_segments: i32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionParams"][::core::mem::size_of::<AttentionParams>() - 760usize];
+    ["Alignment of AttentionParams"][::core::mem::align_of::<AttentionParams>() - 8usize];
+    ["Offset of field: AttentionParams::q"][::core::mem::offset_of!(AttentionParams, q) - 0usize];
+    ["Offset of field: AttentionParams::k"][::core::mem::offset_of!(AttentionParams, k) - 8usize];
+    ["Offset of field: AttentionParams::v"][::core::mem::offset_of!(AttentionParams, v) - 16usize];
+    ["Offset of field: AttentionParams::slot_bias"][::core::mem::offset_of!(AttentionParams, slot_bias) - 24usize];
+    ["Offset of field: AttentionParams::pages"][::core::mem::offset_of!(AttentionParams, pages) - 32usize];
+    ["Offset of field: AttentionParams::segments"][::core::mem::offset_of!(AttentionParams, segments) - 40usize];
+    ["Offset of field: AttentionParams::counts"][::core::mem::offset_of!(AttentionParams, counts) - 48usize];
+    ["Offset of field: AttentionParams::out"][::core::mem::offset_of!(AttentionParams, out) - 56usize];
+    ["Offset of field: AttentionParams::lse"][::core::mem::offset_of!(AttentionParams, lse) - 64usize];
+    ["Offset of field: AttentionParams::q_strides"][::core::mem::offset_of!(AttentionParams, q_strides) - 72usize];
+    ["Offset of field: AttentionParams::k_strides"][::core::mem::offset_of!(AttentionParams, k_strides) - 96usize];
+    ["Offset of field: AttentionParams::v_strides"][::core::mem::offset_of!(AttentionParams, v_strides) - 120usize];
+    ["Offset of field: AttentionParams::bias_strides"]
+        [::core::mem::offset_of!(AttentionParams, bias_strides) - 144usize];
+    ["Offset of field: AttentionParams::out_strides"][::core::mem::offset_of!(AttentionParams, out_strides) - 160usize];
+    ["Offset of field: AttentionParams::lse_strides"][::core::mem::offset_of!(AttentionParams, lse_strides) - 184usize];
+    ["Offset of field: AttentionParams::rope"][::core::mem::offset_of!(AttentionParams, rope) - 200usize];
+    ["Offset of field: AttentionParams::streams"][::core::mem::offset_of!(AttentionParams, streams) - 728usize];
+    ["Offset of field: AttentionParams::q_tokens"][::core::mem::offset_of!(AttentionParams, q_tokens) - 732usize];
+    ["Offset of field: AttentionParams::q_heads"][::core::mem::offset_of!(AttentionParams, q_heads) - 736usize];
+    ["Offset of field: AttentionParams::kv_heads"][::core::mem::offset_of!(AttentionParams, kv_heads) - 740usize];
+    ["Offset of field: AttentionParams::page_tokens"][::core::mem::offset_of!(AttentionParams, page_tokens) - 744usize];
+    ["Offset of field: AttentionParams::max_pages"][::core::mem::offset_of!(AttentionParams, max_pages) - 748usize];
+    ["Offset of field: AttentionParams::max_segments"]
+        [::core::mem::offset_of!(AttentionParams, max_segments) - 752usize];
+    ["Offset of field: AttentionParams::scale"][::core::mem::offset_of!(AttentionParams, scale) - 756usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct MergeStatesParams {
+    pub a_out: u64,
+    pub a_lse: u64,
+    pub b_out: u64,
+    pub b_lse: u64,
+    pub out: u64,
+    pub lse: u64,
+    pub a_strides: [i64; 2usize],
+    pub b_strides: [i64; 2usize],
+    pub out_strides: [i64; 2usize],
+    pub a_lse_stride: i64,
+    pub b_lse_stride: i64,
+    pub lse_stride: i64,
+    pub rows: i64,
+    pub heads: i32,
+    pub dim: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MergeStatesParams"][::core::mem::size_of::<MergeStatesParams>() - 136usize];
+    ["Alignment of MergeStatesParams"][::core::mem::align_of::<MergeStatesParams>() - 8usize];
+    ["Offset of field: MergeStatesParams::a_out"][::core::mem::offset_of!(MergeStatesParams, a_out) - 0usize];
+    ["Offset of field: MergeStatesParams::a_lse"][::core::mem::offset_of!(MergeStatesParams, a_lse) - 8usize];
+    ["Offset of field: MergeStatesParams::b_out"][::core::mem::offset_of!(MergeStatesParams, b_out) - 16usize];
+    ["Offset of field: MergeStatesParams::b_lse"][::core::mem::offset_of!(MergeStatesParams, b_lse) - 24usize];
+    ["Offset of field: MergeStatesParams::out"][::core::mem::offset_of!(MergeStatesParams, out) - 32usize];
+    ["Offset of field: MergeStatesParams::lse"][::core::mem::offset_of!(MergeStatesParams, lse) - 40usize];
+    ["Offset of field: MergeStatesParams::a_strides"][::core::mem::offset_of!(MergeStatesParams, a_strides) - 48usize];
+    ["Offset of field: MergeStatesParams::b_strides"][::core::mem::offset_of!(MergeStatesParams, b_strides) - 64usize];
+    ["Offset of field: MergeStatesParams::out_strides"]
+        [::core::mem::offset_of!(MergeStatesParams, out_strides) - 80usize];
+    ["Offset of field: MergeStatesParams::a_lse_stride"]
+        [::core::mem::offset_of!(MergeStatesParams, a_lse_stride) - 96usize];
+    ["Offset of field: MergeStatesParams::b_lse_stride"]
+        [::core::mem::offset_of!(MergeStatesParams, b_lse_stride) - 104usize];
+    ["Offset of field: MergeStatesParams::lse_stride"]
+        [::core::mem::offset_of!(MergeStatesParams, lse_stride) - 112usize];
+    ["Offset of field: MergeStatesParams::rows"][::core::mem::offset_of!(MergeStatesParams, rows) - 120usize];
+    ["Offset of field: MergeStatesParams::heads"][::core::mem::offset_of!(MergeStatesParams, heads) - 128usize];
+    ["Offset of field: MergeStatesParams::dim"][::core::mem::offset_of!(MergeStatesParams, dim) - 132usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct AppendKvParams {
+    pub q: u64,
+    pub k: u64,
+    pub v: u64,
+    pub q_weight: u64,
+    pub k_weight: u64,
+    pub q_out: u64,
+    pub k_pages: u64,
+    pub v_pages: u64,
+    pub page_list: u64,
+    pub origins: u64,
+    pub q_strides: [i64; 3usize],
+    pub k_strides: [i64; 3usize],
+    pub v_strides: [i64; 3usize],
+    pub q_out_strides: [i64; 3usize],
+    pub k_page_strides: [i64; 3usize],
+    pub v_page_strides: [i64; 3usize],
+    pub rope: RopeParams,
+    pub start: [f64; 3usize],
+    pub step: [f64; 3usize],
+    pub grid: [i32; 3usize],
+    pub streams: i32,
+    pub q_heads: i32,
+    pub kv_heads: i32,
+    pub dim: i32,
+    pub page_tokens: i32,
+    pub max_pages: i32,
+    pub eps: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AppendKvParams"][::core::mem::size_of::<AppendKvParams>() - 840usize];
+    ["Alignment of AppendKvParams"][::core::mem::align_of::<AppendKvParams>() - 8usize];
+    ["Offset of field: AppendKvParams::q"][::core::mem::offset_of!(AppendKvParams, q) - 0usize];
+    ["Offset of field: AppendKvParams::k"][::core::mem::offset_of!(AppendKvParams, k) - 8usize];
+    ["Offset of field: AppendKvParams::v"][::core::mem::offset_of!(AppendKvParams, v) - 16usize];
+    ["Offset of field: AppendKvParams::q_weight"][::core::mem::offset_of!(AppendKvParams, q_weight) - 24usize];
+    ["Offset of field: AppendKvParams::k_weight"][::core::mem::offset_of!(AppendKvParams, k_weight) - 32usize];
+    ["Offset of field: AppendKvParams::q_out"][::core::mem::offset_of!(AppendKvParams, q_out) - 40usize];
+    ["Offset of field: AppendKvParams::k_pages"][::core::mem::offset_of!(AppendKvParams, k_pages) - 48usize];
+    ["Offset of field: AppendKvParams::v_pages"][::core::mem::offset_of!(AppendKvParams, v_pages) - 56usize];
+    ["Offset of field: AppendKvParams::page_list"][::core::mem::offset_of!(AppendKvParams, page_list) - 64usize];
+    ["Offset of field: AppendKvParams::origins"][::core::mem::offset_of!(AppendKvParams, origins) - 72usize];
+    ["Offset of field: AppendKvParams::q_strides"][::core::mem::offset_of!(AppendKvParams, q_strides) - 80usize];
+    ["Offset of field: AppendKvParams::k_strides"][::core::mem::offset_of!(AppendKvParams, k_strides) - 104usize];
+    ["Offset of field: AppendKvParams::v_strides"][::core::mem::offset_of!(AppendKvParams, v_strides) - 128usize];
+    ["Offset of field: AppendKvParams::q_out_strides"]
+        [::core::mem::offset_of!(AppendKvParams, q_out_strides) - 152usize];
+    ["Offset of field: AppendKvParams::k_page_strides"]
+        [::core::mem::offset_of!(AppendKvParams, k_page_strides) - 176usize];
+    ["Offset of field: AppendKvParams::v_page_strides"]
+        [::core::mem::offset_of!(AppendKvParams, v_page_strides) - 200usize];
+    ["Offset of field: AppendKvParams::rope"][::core::mem::offset_of!(AppendKvParams, rope) - 224usize];
+    ["Offset of field: AppendKvParams::start"][::core::mem::offset_of!(AppendKvParams, start) - 752usize];
+    ["Offset of field: AppendKvParams::step"][::core::mem::offset_of!(AppendKvParams, step) - 776usize];
+    ["Offset of field: AppendKvParams::grid"][::core::mem::offset_of!(AppendKvParams, grid) - 800usize];
+    ["Offset of field: AppendKvParams::streams"][::core::mem::offset_of!(AppendKvParams, streams) - 812usize];
+    ["Offset of field: AppendKvParams::q_heads"][::core::mem::offset_of!(AppendKvParams, q_heads) - 816usize];
+    ["Offset of field: AppendKvParams::kv_heads"][::core::mem::offset_of!(AppendKvParams, kv_heads) - 820usize];
+    ["Offset of field: AppendKvParams::dim"][::core::mem::offset_of!(AppendKvParams, dim) - 824usize];
+    ["Offset of field: AppendKvParams::page_tokens"][::core::mem::offset_of!(AppendKvParams, page_tokens) - 828usize];
+    ["Offset of field: AppendKvParams::max_pages"][::core::mem::offset_of!(AppendKvParams, max_pages) - 832usize];
+    ["Offset of field: AppendKvParams::eps"][::core::mem::offset_of!(AppendKvParams, eps) - 836usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct MergeTokensParams {
+    pub k_pages: u64,
+    pub v_pages: u64,
+    pub slot_bias: u64,
+    pub source: u64,
+    pub dest: u64,
+    pub k_page_strides: [i64; 3usize],
+    pub v_page_strides: [i64; 3usize],
+    pub bias_strides: [i64; 2usize],
+    pub rope: RopeParams,
+    pub grid: [i32; 3usize],
+    pub cell: [i32; 3usize],
+    pub out: [i32; 3usize],
+    pub batch: i32,
+    pub kv_heads: i32,
+    pub dim: i32,
+    pub page_tokens: i32,
+    pub source_pages: i32,
+    pub dest_pages: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MergeTokensParams"][::core::mem::size_of::<MergeTokensParams>() - 696usize];
+    ["Alignment of MergeTokensParams"][::core::mem::align_of::<MergeTokensParams>() - 8usize];
+    ["Offset of field: MergeTokensParams::k_pages"][::core::mem::offset_of!(MergeTokensParams, k_pages) - 0usize];
+    ["Offset of field: MergeTokensParams::v_pages"][::core::mem::offset_of!(MergeTokensParams, v_pages) - 8usize];
+    ["Offset of field: MergeTokensParams::slot_bias"][::core::mem::offset_of!(MergeTokensParams, slot_bias) - 16usize];
+    ["Offset of field: MergeTokensParams::source"][::core::mem::offset_of!(MergeTokensParams, source) - 24usize];
+    ["Offset of field: MergeTokensParams::dest"][::core::mem::offset_of!(MergeTokensParams, dest) - 32usize];
+    ["Offset of field: MergeTokensParams::k_page_strides"]
+        [::core::mem::offset_of!(MergeTokensParams, k_page_strides) - 40usize];
+    ["Offset of field: MergeTokensParams::v_page_strides"]
+        [::core::mem::offset_of!(MergeTokensParams, v_page_strides) - 64usize];
+    ["Offset of field: MergeTokensParams::bias_strides"]
+        [::core::mem::offset_of!(MergeTokensParams, bias_strides) - 88usize];
+    ["Offset of field: MergeTokensParams::rope"][::core::mem::offset_of!(MergeTokensParams, rope) - 104usize];
+    ["Offset of field: MergeTokensParams::grid"][::core::mem::offset_of!(MergeTokensParams, grid) - 632usize];
+    ["Offset of field: MergeTokensParams::cell"][::core::mem::offset_of!(MergeTokensParams, cell) - 644usize];
+    ["Offset of field: MergeTokensParams::out"][::core::mem::offset_of!(MergeTokensParams, out) - 656usize];
+    ["Offset of field: MergeTokensParams::batch"][::core::mem::offset_of!(MergeTokensParams, batch) - 668usize];
+    ["Offset of field: MergeTokensParams::kv_heads"][::core::mem::offset_of!(MergeTokensParams, kv_heads) - 672usize];
+    ["Offset of field: MergeTokensParams::dim"][::core::mem::offset_of!(MergeTokensParams, dim) - 676usize];
+    ["Offset of field: MergeTokensParams::page_tokens"]
+        [::core::mem::offset_of!(MergeTokensParams, page_tokens) - 680usize];
+    ["Offset of field: MergeTokensParams::source_pages"]
+        [::core::mem::offset_of!(MergeTokensParams, source_pages) - 684usize];
+    ["Offset of field: MergeTokensParams::dest_pages"]
+        [::core::mem::offset_of!(MergeTokensParams, dest_pages) - 688usize];
+    ["Offset of field: MergeTokensParams::reserved"][::core::mem::offset_of!(MergeTokensParams, reserved) - 692usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct SumTokensParams {
+    pub x: u64,
+    pub sums: u64,
+    pub x_strides: [i64; 3usize],
+    pub sum_strides: [i64; 3usize],
+    pub streams: i32,
+    pub tokens: i32,
+    pub heads: i32,
+    pub dim: i32,
+    pub chunks: i32,
+    pub chunk_tokens: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SumTokensParams"][::core::mem::size_of::<SumTokensParams>() - 88usize];
+    ["Alignment of SumTokensParams"][::core::mem::align_of::<SumTokensParams>() - 8usize];
+    ["Offset of field: SumTokensParams::x"][::core::mem::offset_of!(SumTokensParams, x) - 0usize];
+    ["Offset of field: SumTokensParams::sums"][::core::mem::offset_of!(SumTokensParams, sums) - 8usize];
+    ["Offset of field: SumTokensParams::x_strides"][::core::mem::offset_of!(SumTokensParams, x_strides) - 16usize];
+    ["Offset of field: SumTokensParams::sum_strides"][::core::mem::offset_of!(SumTokensParams, sum_strides) - 40usize];
+    ["Offset of field: SumTokensParams::streams"][::core::mem::offset_of!(SumTokensParams, streams) - 64usize];
+    ["Offset of field: SumTokensParams::tokens"][::core::mem::offset_of!(SumTokensParams, tokens) - 68usize];
+    ["Offset of field: SumTokensParams::heads"][::core::mem::offset_of!(SumTokensParams, heads) - 72usize];
+    ["Offset of field: SumTokensParams::dim"][::core::mem::offset_of!(SumTokensParams, dim) - 76usize];
+    ["Offset of field: SumTokensParams::chunks"][::core::mem::offset_of!(SumTokensParams, chunks) - 80usize];
+    ["Offset of field: SumTokensParams::chunk_tokens"]
+        [::core::mem::offset_of!(SumTokensParams, chunk_tokens) - 84usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct SumKeysParams {
+    pub k: u64,
+    pub pages: u64,
+    pub slots: u64,
+    pub sums: u64,
+    pub k_strides: [i64; 3usize],
+    pub sum_strides: [i64; 2usize],
+    pub blocks: i32,
+    pub tokens: i32,
+    pub kv_heads: i32,
+    pub dim: i32,
+    pub page_tokens: i32,
+    pub block_pages: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SumKeysParams"][::core::mem::size_of::<SumKeysParams>() - 96usize];
+    ["Alignment of SumKeysParams"][::core::mem::align_of::<SumKeysParams>() - 8usize];
+    ["Offset of field: SumKeysParams::k"][::core::mem::offset_of!(SumKeysParams, k) - 0usize];
+    ["Offset of field: SumKeysParams::pages"][::core::mem::offset_of!(SumKeysParams, pages) - 8usize];
+    ["Offset of field: SumKeysParams::slots"][::core::mem::offset_of!(SumKeysParams, slots) - 16usize];
+    ["Offset of field: SumKeysParams::sums"][::core::mem::offset_of!(SumKeysParams, sums) - 24usize];
+    ["Offset of field: SumKeysParams::k_strides"][::core::mem::offset_of!(SumKeysParams, k_strides) - 32usize];
+    ["Offset of field: SumKeysParams::sum_strides"][::core::mem::offset_of!(SumKeysParams, sum_strides) - 56usize];
+    ["Offset of field: SumKeysParams::blocks"][::core::mem::offset_of!(SumKeysParams, blocks) - 72usize];
+    ["Offset of field: SumKeysParams::tokens"][::core::mem::offset_of!(SumKeysParams, tokens) - 76usize];
+    ["Offset of field: SumKeysParams::kv_heads"][::core::mem::offset_of!(SumKeysParams, kv_heads) - 80usize];
+    ["Offset of field: SumKeysParams::dim"][::core::mem::offset_of!(SumKeysParams, dim) - 84usize];
+    ["Offset of field: SumKeysParams::page_tokens"][::core::mem::offset_of!(SumKeysParams, page_tokens) - 88usize];
+    ["Offset of field: SumKeysParams::block_pages"][::core::mem::offset_of!(SumKeysParams, block_pages) - 92usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct SelectBlocksParams {
+    pub query_sums: u64,
+    pub key_sums: u64,
+    pub candidates: u64,
+    pub counts: u64,
+    pub slot_pages: u64,
+    pub draft_pages: u64,
+    pub draft_segments: u64,
+    pub draft_counts: u64,
+    pub scores: u64,
+    pub chosen: u64,
+    pub pages: u64,
+    pub segments: u64,
+    pub segment_counts: u64,
+    pub query_sum_strides: [i64; 3usize],
+    pub key_sum_strides: [i64; 2usize],
+    pub streams: i32,
+    pub chunks: i32,
+    pub q_heads: i32,
+    pub kv_heads: i32,
+    pub dim: i32,
+    pub selected: i32,
+    pub max_candidates: i32,
+    pub block_pages: i32,
+    pub block_tokens: i32,
+    pub draft_max_pages: i32,
+    pub draft_max_segments: i32,
+    pub max_pages: i32,
+    pub max_segments: i32,
+    pub slot_bias: i32,
+    pub key_bias: f32,
+    pub block_frames: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SelectBlocksParams"][::core::mem::size_of::<SelectBlocksParams>() - 208usize];
+    ["Alignment of SelectBlocksParams"][::core::mem::align_of::<SelectBlocksParams>() - 8usize];
+    ["Offset of field: SelectBlocksParams::query_sums"]
+        [::core::mem::offset_of!(SelectBlocksParams, query_sums) - 0usize];
+    ["Offset of field: SelectBlocksParams::key_sums"][::core::mem::offset_of!(SelectBlocksParams, key_sums) - 8usize];
+    ["Offset of field: SelectBlocksParams::candidates"]
+        [::core::mem::offset_of!(SelectBlocksParams, candidates) - 16usize];
+    ["Offset of field: SelectBlocksParams::counts"][::core::mem::offset_of!(SelectBlocksParams, counts) - 24usize];
+    ["Offset of field: SelectBlocksParams::slot_pages"]
+        [::core::mem::offset_of!(SelectBlocksParams, slot_pages) - 32usize];
+    ["Offset of field: SelectBlocksParams::draft_pages"]
+        [::core::mem::offset_of!(SelectBlocksParams, draft_pages) - 40usize];
+    ["Offset of field: SelectBlocksParams::draft_segments"]
+        [::core::mem::offset_of!(SelectBlocksParams, draft_segments) - 48usize];
+    ["Offset of field: SelectBlocksParams::draft_counts"]
+        [::core::mem::offset_of!(SelectBlocksParams, draft_counts) - 56usize];
+    ["Offset of field: SelectBlocksParams::scores"][::core::mem::offset_of!(SelectBlocksParams, scores) - 64usize];
+    ["Offset of field: SelectBlocksParams::chosen"][::core::mem::offset_of!(SelectBlocksParams, chosen) - 72usize];
+    ["Offset of field: SelectBlocksParams::pages"][::core::mem::offset_of!(SelectBlocksParams, pages) - 80usize];
+    ["Offset of field: SelectBlocksParams::segments"][::core::mem::offset_of!(SelectBlocksParams, segments) - 88usize];
+    ["Offset of field: SelectBlocksParams::segment_counts"]
+        [::core::mem::offset_of!(SelectBlocksParams, segment_counts) - 96usize];
+    ["Offset of field: SelectBlocksParams::query_sum_strides"]
+        [::core::mem::offset_of!(SelectBlocksParams, query_sum_strides) - 104usize];
+    ["Offset of field: SelectBlocksParams::key_sum_strides"]
+        [::core::mem::offset_of!(SelectBlocksParams, key_sum_strides) - 128usize];
+    ["Offset of field: SelectBlocksParams::streams"][::core::mem::offset_of!(SelectBlocksParams, streams) - 144usize];
+    ["Offset of field: SelectBlocksParams::chunks"][::core::mem::offset_of!(SelectBlocksParams, chunks) - 148usize];
+    ["Offset of field: SelectBlocksParams::q_heads"][::core::mem::offset_of!(SelectBlocksParams, q_heads) - 152usize];
+    ["Offset of field: SelectBlocksParams::kv_heads"][::core::mem::offset_of!(SelectBlocksParams, kv_heads) - 156usize];
+    ["Offset of field: SelectBlocksParams::dim"][::core::mem::offset_of!(SelectBlocksParams, dim) - 160usize];
+    ["Offset of field: SelectBlocksParams::selected"][::core::mem::offset_of!(SelectBlocksParams, selected) - 164usize];
+    ["Offset of field: SelectBlocksParams::max_candidates"]
+        [::core::mem::offset_of!(SelectBlocksParams, max_candidates) - 168usize];
+    ["Offset of field: SelectBlocksParams::block_pages"]
+        [::core::mem::offset_of!(SelectBlocksParams, block_pages) - 172usize];
+    ["Offset of field: SelectBlocksParams::block_tokens"]
+        [::core::mem::offset_of!(SelectBlocksParams, block_tokens) - 176usize];
+    ["Offset of field: SelectBlocksParams::draft_max_pages"]
+        [::core::mem::offset_of!(SelectBlocksParams, draft_max_pages) - 180usize];
+    ["Offset of field: SelectBlocksParams::draft_max_segments"]
+        [::core::mem::offset_of!(SelectBlocksParams, draft_max_segments) - 184usize];
+    ["Offset of field: SelectBlocksParams::max_pages"]
+        [::core::mem::offset_of!(SelectBlocksParams, max_pages) - 188usize];
+    ["Offset of field: SelectBlocksParams::max_segments"]
+        [::core::mem::offset_of!(SelectBlocksParams, max_segments) - 192usize];
+    ["Offset of field: SelectBlocksParams::slot_bias"]
+        [::core::mem::offset_of!(SelectBlocksParams, slot_bias) - 196usize];
+    ["Offset of field: SelectBlocksParams::key_bias"][::core::mem::offset_of!(SelectBlocksParams, key_bias) - 200usize];
+    ["Offset of field: SelectBlocksParams::block_frames"]
+        [::core::mem::offset_of!(SelectBlocksParams, block_frames) - 204usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct DenoiseStepParams {
+    pub terms: [u64; 8usize],
+    pub outputs: [u64; 4usize],
+    pub coefficients: u64,
+    pub term_strides: [[i64; 2usize]; 8usize],
+    pub output_strides: [[i64; 2usize]; 4usize],
+    pub term_dtypes: [i32; 8usize],
+    pub output_dtypes: [i32; 4usize],
+    pub outer: i64,
+    pub frames: i64,
+    pub inner: i64,
+    pub seed: u64,
+    pub offset: u64,
+    pub term_count: i32,
+    pub output_count: i32,
+    pub noise: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of DenoiseStepParams"][::core::mem::size_of::<DenoiseStepParams>() - 400usize];
+    ["Alignment of DenoiseStepParams"][::core::mem::align_of::<DenoiseStepParams>() - 8usize];
+    ["Offset of field: DenoiseStepParams::terms"][::core::mem::offset_of!(DenoiseStepParams, terms) - 0usize];
+    ["Offset of field: DenoiseStepParams::outputs"][::core::mem::offset_of!(DenoiseStepParams, outputs) - 64usize];
+    ["Offset of field: DenoiseStepParams::coefficients"]
+        [::core::mem::offset_of!(DenoiseStepParams, coefficients) - 96usize];
+    ["Offset of field: DenoiseStepParams::term_strides"]
+        [::core::mem::offset_of!(DenoiseStepParams, term_strides) - 104usize];
+    ["Offset of field: DenoiseStepParams::output_strides"]
+        [::core::mem::offset_of!(DenoiseStepParams, output_strides) - 232usize];
+    ["Offset of field: DenoiseStepParams::term_dtypes"]
+        [::core::mem::offset_of!(DenoiseStepParams, term_dtypes) - 296usize];
+    ["Offset of field: DenoiseStepParams::output_dtypes"]
+        [::core::mem::offset_of!(DenoiseStepParams, output_dtypes) - 328usize];
+    ["Offset of field: DenoiseStepParams::outer"][::core::mem::offset_of!(DenoiseStepParams, outer) - 344usize];
+    ["Offset of field: DenoiseStepParams::frames"][::core::mem::offset_of!(DenoiseStepParams, frames) - 352usize];
+    ["Offset of field: DenoiseStepParams::inner"][::core::mem::offset_of!(DenoiseStepParams, inner) - 360usize];
+    ["Offset of field: DenoiseStepParams::seed"][::core::mem::offset_of!(DenoiseStepParams, seed) - 368usize];
+    ["Offset of field: DenoiseStepParams::offset"][::core::mem::offset_of!(DenoiseStepParams, offset) - 376usize];
+    ["Offset of field: DenoiseStepParams::term_count"]
+        [::core::mem::offset_of!(DenoiseStepParams, term_count) - 384usize];
+    ["Offset of field: DenoiseStepParams::output_count"]
+        [::core::mem::offset_of!(DenoiseStepParams, output_count) - 388usize];
+    ["Offset of field: DenoiseStepParams::noise"][::core::mem::offset_of!(DenoiseStepParams, noise) - 392usize];
+    ["Offset of field: DenoiseStepParams::reserved"][::core::mem::offset_of!(DenoiseStepParams, reserved) - 396usize];
+};

@@ -1,0 +1,105 @@
+//! What every op checks of its arguments, and how it says so.
+
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::tensor::{View, ViewMut};
+
+/// The common side of [`View`] and [`ViewMut`].
+pub(crate) trait AnyView {
+    fn device(&self) -> &Device;
+    fn dtype(&self) -> DType;
+    fn shape(&self) -> &[usize];
+    fn strides(&self) -> &[usize];
+    fn describe(&self) -> String;
+}
+
+macro_rules! any_view {
+    ($($t:ty),*) => {$(
+        impl AnyView for $t {
+            fn device(&self) -> &Device { <$t>::device(self) }
+            fn dtype(&self) -> DType { <$t>::dtype(self) }
+            fn shape(&self) -> &[usize] { <$t>::shape(self) }
+            fn strides(&self) -> &[usize] { <$t>::strides(self) }
+            fn describe(&self) -> String { format!("{self:?}") }
+        }
+    )*};
+}
+any_view!(View<'_>, ViewMut<'_>);
+
+/// Checks of one op on one device.
+#[derive(Clone, Copy)]
+pub(crate) struct Check<'a> {
+    pub op: &'static str,
+    pub device: &'a Device,
+}
+
+impl Check<'_> {
+    pub fn fail<T>(&self, argument: &'static str, expected: impl Into<String>, got: impl Into<String>) -> Result<T> {
+        Err(Error::argument(self.op, argument, expected, got))
+    }
+
+    pub fn ensure(
+        &self,
+        holds: bool,
+        argument: &'static str,
+        expected: impl Into<String>,
+        got: impl Into<String>,
+    ) -> Result<()> {
+        if holds {
+            Ok(())
+        } else {
+            self.fail(argument, expected, got)
+        }
+    }
+
+    /// The op's device, this dtype and this shape.
+    pub fn tensor(&self, argument: &'static str, view: &impl AnyView, dtype: DType, shape: &[usize]) -> Result<()> {
+        let holds = view.device() == self.device && view.dtype() == dtype && view.shape() == shape;
+        self.ensure(
+            holds,
+            argument,
+            format!("{dtype} {shape:?} on {}", self.device),
+            view.describe(),
+        )
+    }
+
+    /// One of these dtypes; `names` lists them.
+    pub fn dtype(&self, argument: &'static str, got: DType, taken: &[DType], names: &'static str) -> Result<()> {
+        if taken.contains(&got) {
+            return Ok(());
+        }
+        Err(Error::UnsupportedDType {
+            op: self.op,
+            argument,
+            got,
+            device: self.device.kind().name(),
+            expected: names,
+        })
+    }
+
+    /// Every outer stride a multiple of what 16 bytes hold, so that rows can be moved as vectors.
+    pub fn aligned_rows(&self, argument: &'static str, view: &impl AnyView, address: u64) -> Result<()> {
+        let lane = 16 / view.dtype().bytes();
+        let outer = view.strides().len().saturating_sub(1);
+        let strided = view.strides()[..outer]
+            .iter()
+            .zip(view.shape())
+            .all(|(s, &n)| n <= 1 || s % lane == 0);
+        self.ensure(
+            strided && address.is_multiple_of(16),
+            argument,
+            format!("rows on 16-byte boundaries (outer strides in multiples of {lane})"),
+            format!("{} at {address:#x}", view.describe()),
+        )
+    }
+}
+
+/// Strides of the leading dimensions as a kernel takes them.
+pub(crate) fn strides<const N: usize>(view: &impl AnyView) -> [i64; N] {
+    let mut out = [0; N];
+    for (o, &s) in out.iter_mut().zip(view.strides()) {
+        *o = s as i64;
+    }
+    out
+}

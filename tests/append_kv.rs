@@ -1,0 +1,6 @@
+//! Tests.
+mod common;
+
+fn main() -> std::process::ExitCode {
+    common::Suite::new().run()
+}
