@@ -346,12 +346,11 @@ fn fold<V: Lanes, const ROWS: usize>(tile: &Tile, panel: &mut Panel, weights: &m
     }
 
     // Weights. Where nothing is above -inf yet, 0 stands in for the maximum: -inf - -inf is NaN.
-    let (mut base, mut shrink, mut sum) = (max, max, max);
+    let (mut base, mut shrink, mut sum) = (max, old, load::<V>(&panel.sum));
     for n in 0..VECTORS {
         base[n] = max[n].zero_below(max[n], f32::MIN);
         shrink[n] = old[n].sub(base[n]).exp2();
-        sum[n] = V::load(&panel.sum[n * V::W..]).mul(shrink[n]);
-        max[n].store(&mut panel.max[n * V::W..]);
+        sum[n] = sum[n].mul(shrink[n]);
     }
     for weights in weights.chunks_exact_mut(lanes).take(tile.tokens) {
         for n in 0..VECTORS {
@@ -360,9 +359,8 @@ fn fold<V: Lanes, const ROWS: usize>(tile: &Tile, panel: &mut Panel, weights: &m
             weight.store(&mut weights[n * V::W..]);
         }
     }
-    for n in 0..VECTORS {
-        sum[n].store(&mut panel.sum[n * V::W..]);
-    }
+    store(max, &mut panel.max);
+    store(sum, &mut panel.sum);
 
     // Weighted values, ROWS dimensions at a time.
     for (pass, out) in panel.out.chunks_exact_mut(ROWS * lanes).enumerate() {
@@ -380,10 +378,8 @@ fn fold<V: Lanes, const ROWS: usize>(tile: &Tile, panel: &mut Panel, weights: &m
                 multiply_add(sums, v, &weights);
             }
         }
-        for (sums, out) in sums.iter().zip(out.chunks_exact_mut(lanes)) {
-            for n in 0..VECTORS {
-                sums[n].store(&mut out[n * V::W..]);
-            }
+        for (sums, out) in sums.into_iter().zip(out.chunks_exact_mut(lanes)) {
+            store(sums, out);
         }
     }
 }
@@ -391,6 +387,13 @@ fn fold<V: Lanes, const ROWS: usize>(tile: &Tile, panel: &mut Panel, weights: &m
 #[inline(always)]
 fn load<V: Lanes>(from: &[f32]) -> [V; VECTORS] {
     [V::load(from), V::load(&from[V::W..]), V::load(&from[2 * V::W..])]
+}
+
+#[inline(always)]
+fn store<V: Lanes>(values: [V; VECTORS], to: &mut [f32]) {
+    for (value, to) in values.into_iter().zip(to.chunks_exact_mut(V::W)) {
+        value.store(to);
+    }
 }
 
 /// `sums += a * b`
