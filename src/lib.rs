@@ -16,6 +16,7 @@ pub mod error;
 mod ffi;
 pub mod ops;
 pub mod paging;
+pub mod rollout;
 pub mod rope;
 pub mod tensor;
 pub mod units;
