@@ -16,6 +16,7 @@ mod ffi;
 pub mod ops;
 pub mod paging;
 pub mod rope;
+pub mod schedule;
 pub mod tensor;
 pub mod units;
 
