@@ -17,7 +17,10 @@ type Result<T, E = String> = std::result::Result<T, E>;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rustc-check-cfg=cfg(packforcing_simt)");
+    println!("cargo::rustc-check-cfg=cfg(packforcing_simt, packforcing_avx512)");
+    if rustc_minor().is_some_and(|minor| minor >= 89) {
+        println!("cargo::rustc-cfg=packforcing_avx512");
+    }
     for name in [
         "NVCC",
         "CUDA_HOME",
@@ -44,6 +47,13 @@ fn main() {
             println!("cargo::warning={reason}");
         }
     }
+}
+
+/// The x of rustc 1.x; AVX-512 is stable from 1.89 on, which is newer than the crate's MSRV.
+fn rustc_minor() -> Option<u32> {
+    let output = Command::new(env::var_os("RUSTC")?).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.split('.').nth(1)?.parse().ok()
 }
 
 struct Build {
@@ -158,8 +168,7 @@ impl Build {
                 .cpp(true)
                 .std("c++17")
                 .opt_level(2)
-                .flag("-ffp-contract=off")
-                .warnings(false)
+                .flags(["-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"])
                 .include(simt.join("shadow"))
                 .include(self.kernels.join("device"))
                 .include(&self.kernels)
@@ -209,21 +218,17 @@ impl Build {
 }
 
 /// What `kernels/simt/simt.h` asks of the build: every kernel's descriptor, in a table.
-#[cfg_attr(not(feature = "simt"), expect(dead_code))]
+#[cfg(feature = "simt")]
 fn simt_table(entries: &[String]) -> String {
-    let mut text = String::from("#include <simt.h>\nextern \"C\" {\n");
+    let mut text = String::from("#include <simt.h>\n");
     for name in entries {
-        text += &format!("extern const simt::Kernel simt_kernel_{name};\n");
+        text += &format!("extern \"C\" const simt::Kernel simt_kernel_{name};\n");
     }
-    text += "extern const simt::Kernel* const simt_kernels[];\nextern const size_t simt_kernel_count;\n";
     text += "const simt::Kernel* const simt_kernels[] = {\n";
     for name in entries {
         text += &format!("  &simt_kernel_{name},\n");
     }
-    text + &format!(
-        "  nullptr}};\nconst size_t simt_kernel_count = {};\n}}\n",
-        entries.len()
-    )
+    text + &format!("  nullptr}};\nconst size_t simt_kernel_count = {};\n", entries.len())
 }
 
 /// A kernel file names flags of its own in a line `// nvcc: ...`.
