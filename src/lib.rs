@@ -18,6 +18,7 @@ pub mod ops;
 pub mod paging;
 pub mod rollout;
 pub mod rope;
+pub mod schedule;
 pub mod tensor;
 pub mod units;
 
