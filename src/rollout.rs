@@ -10,6 +10,9 @@ use crate::ops::denoise_step::{Coefficients, DenoiseStep, Noise, denoise_step};
 use crate::schedule::Schedule;
 use crate::tensor::{Tensor, View, ViewMut};
 
+/// The time step of a clean latent.
+const CLEAN: f64 = 0.0;
+
 /// What a model is given in one pass.
 #[derive(Debug)]
 pub struct Input<'a> {
@@ -179,8 +182,7 @@ impl Rollout {
         };
         denoise_step(&start, &mut [self.latent.view_mut()])?;
         for (step, coefficients) in self.config.schedule.steps().iter().zip(&self.steps) {
-            let input = Input { latent: self.latent.view(), timestep: step.timestep, block: number, commits: false };
-            predict(&mut block, model, &input, &mut self.velocity)?;
+            predict(&mut block, model, &self.latent, step.timestep, &mut self.velocity)?;
             let update = DenoiseStep {
                 terms: vec![self.velocity.view()],
                 in_place: 1,
@@ -190,8 +192,7 @@ impl Rollout {
             };
             denoise_step(&update, &mut [self.latent.view_mut()])?;
         }
-        let input = Input { latent: self.latent.view(), timestep: 0.0, block: number, commits: true };
-        predict(&mut block, model, &input, &mut self.velocity)?;
+        predict(&mut block, model, &self.latent, CLEAN, &mut self.velocity)?;
         block.commit()?;
         Ok(self.latent.view())
     }
@@ -217,17 +218,35 @@ impl RolloutConfig {
     fn noise(&self, block: usize) -> Noise {
         let elements: usize = self.latent.iter().product();
         let draws = (self.schedule.steps().len() + 1) as u64;
-        let offset = (elements.div_ceil(4) as u64).wrapping_mul(draws).wrapping_mul(block as u64);
-        Noise { seed: self.seed, offset }
+        let offset = (elements.div_ceil(4) as u64)
+            .wrapping_mul(draws)
+            .wrapping_mul(block as u64);
+        Noise {
+            seed: self.seed,
+            offset,
+        }
     }
 }
 
+/// One pass of the model: the commit pass where the latent is clean.
 fn predict<D: Denoiser>(
     block: &mut Block<'_>,
     model: &mut D,
-    input: &Input<'_>,
+    latent: &Tensor,
+    timestep: f64,
     velocity: &mut Tensor,
 ) -> Result<(), D::Error> {
-    let mut pass = if input.commits { block.commit_pass()? } else { block.denoise_pass()? };
-    model.velocity(input, &mut pass, &mut velocity.view_mut())
+    let commits = timestep == CLEAN;
+    let input = Input {
+        latent: latent.view(),
+        timestep,
+        block: block.number(),
+        commits,
+    };
+    let mut pass = if commits {
+        block.commit_pass()?
+    } else {
+        block.denoise_pass()?
+    };
+    model.velocity(&input, &mut pass, &mut velocity.view_mut())
 }

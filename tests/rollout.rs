@@ -10,16 +10,28 @@ use packforcing::rollout::{Denoiser, Input, Rollout, RolloutConfig};
 use packforcing::schedule::{Schedule, Solver};
 use packforcing::{Blocks, DType, Device, DeviceKind, Error, Grid, Tensor, ViewMut};
 
-const GRID: Grid = Grid { frames: 2, rows: 4, cols: 4 };
+const GRID: Grid = Grid {
+    frames: 2,
+    rows: 4,
+    cols: 4,
+};
 const DIM: usize = 64;
 /// Of the latent: a number for each of a token's numbers.
 const LATENT: [usize; 3] = [GRID.frames, GRID.rows * GRID.cols, DIM];
 
 fn cache(device: &Device) -> PagePool {
-    let dtype = if device.kind() == DeviceKind::Cpu { DType::F32 } else { DType::BF16 };
+    let dtype = if device.kind() == DeviceKind::Cpu {
+        DType::F32
+    } else {
+        DType::BF16
+    };
     let config = PackConfig::builder()
         .layers(1)
-        .heads(Heads { query: 1, kv: 1, dim: DIM })
+        .heads(Heads {
+            query: 1,
+            kv: 1,
+            dim: DIM,
+        })
         .dtype(dtype)
         .block(GRID)
         .sink(Blocks(1))
@@ -32,7 +44,14 @@ fn cache(device: &Device) -> PagePool {
 }
 
 fn config(schedule: Schedule) -> RolloutConfig {
-    RolloutConfig { latent: LATENT.to_vec(), frame_axis: 0, dtype: DType::F32, schedule, seed: 5, streams: 1 }
+    RolloutConfig {
+        latent: LATENT.to_vec(),
+        frame_axis: 0,
+        dtype: DType::F32,
+        schedule,
+        seed: 5,
+        streams: 1,
+    }
 }
 
 /// Pulls every block towards what it attends to: x0 = 0.5 attention(x) + target.
@@ -62,19 +81,34 @@ impl From<Error> for Broken {
 impl Pull {
     fn new() -> Pull {
         let target = Rng::new("target").normals(LATENT.iter().product());
-        Pull { target, fails: None, passes: 0, seen: Vec::new(), x0: Vec::new() }
+        Pull {
+            target,
+            fails: None,
+            passes: 0,
+            seen: Vec::new(),
+            x0: Vec::new(),
+        }
     }
 }
 
 impl Denoiser for Pull {
     type Error = Broken;
 
-    fn velocity(&mut self, input: &Input<'_>, pass: &mut Pass<'_, '_>, velocity: &mut ViewMut<'_>) -> Result<(), Broken> {
+    fn velocity(
+        &mut self,
+        input: &Input<'_>,
+        pass: &mut Pass<'_, '_>,
+        velocity: &mut ViewMut<'_>,
+    ) -> Result<(), Broken> {
         self.passes += 1;
         self.seen.push((input.block, input.timestep));
         assert_eq!(input.commits, input.timestep == 0.0);
         let device = velocity.device().clone();
-        let dtype = if device.kind() == DeviceKind::Cpu { DType::F32 } else { DType::BF16 };
+        let dtype = if device.kind() == DeviceKind::Cpu {
+            DType::F32
+        } else {
+            DType::BF16
+        };
         let x = input.latent.to_vec::<f32>()?;
         let shape = [1, GRID.tokens().0, 1, DIM];
         let qkv = Tensor::from_f32(&device, dtype, &x, &shape)?;
@@ -84,7 +118,12 @@ impl Denoiser for Pull {
             return Err(Broken::Model);
         }
         let sigma = (input.timestep / 1000.0).max(1e-3) as f32;
-        let x0: Vec<f32> = out.to_f32_vec()?.into_iter().zip(&self.target).map(|(o, t)| 0.5 * o + t).collect();
+        let x0: Vec<f32> = out
+            .to_f32_vec()?
+            .into_iter()
+            .zip(&self.target)
+            .map(|(o, t)| 0.5 * o + t)
+            .collect();
         let v: Vec<f32> = x.iter().zip(&x0).map(|(x, x0)| (x - x0) / sigma).collect();
         if !input.commits {
             self.x0 = x0;
@@ -100,7 +139,13 @@ fn few_step() -> Schedule {
 
 fn video(pool: &PagePool, schedule: Schedule, model: &mut Pull, blocks: usize) -> Vec<Vec<f32>> {
     let mut video = Rollout::new(pool, config(schedule)).expect("it fits");
-    let block = |_| video.next_block(model).expect("nothing fails").to_vec::<f32>().expect("it is f32");
+    let block = |_| {
+        video
+            .next_block(model)
+            .expect("nothing fails")
+            .to_vec::<f32>()
+            .expect("it is f32")
+    };
     (0..blocks).map(block).collect()
 }
 
@@ -111,7 +156,10 @@ fn main() -> ExitCode {
         let mut model = Pull::new();
         video(&cache(device), few_step(), &mut model, 2);
         let warped = few_step().steps()[1].timestep;
-        assert_eq!(model.seen, [(0, 1000.0), (0, warped), (0, 0.0), (1, 1000.0), (1, warped), (1, 0.0)]);
+        assert_eq!(
+            model.seen,
+            [(0, 1000.0), (0, warped), (0, 0.0), (1, 1000.0), (1, warped), (1, 0.0)]
+        );
     });
 
     suite.on_devices("a_run_is_repeated_by_its_seed", |device| {
@@ -143,14 +191,20 @@ fn main() -> ExitCode {
     suite.on_devices("a_model_that_fails_leaves_the_video_as_it_was", |device| {
         let expected = video(&cache(device), few_step(), &mut Pull::new(), 5);
         for pass in 10..=12 {
-            let mut model = Pull { fails: Some(pass), ..Pull::new() };
+            let mut model = Pull {
+                fails: Some(pass),
+                ..Pull::new()
+            };
             let pool = cache(device);
             let mut video = Rollout::new(&pool, config(few_step())).expect("it fits");
             let mut blocks = Vec::new();
             while blocks.len() < 5 {
                 let before = (video.blocks(), pool.free_pages());
-                match video.next_block(&mut model) {
-                    Ok(block) => blocks.push(block.to_vec::<f32>().expect("it is f32")),
+                let block = video
+                    .next_block(&mut model)
+                    .map(|block| block.to_vec::<f32>().expect("it is f32"));
+                match block {
+                    Ok(block) => blocks.push(block),
                     Err(Broken::Model) => assert_eq!((video.blocks(), pool.free_pages()), before),
                     Err(Broken::Cache(error)) => panic!("{error}"),
                 }
@@ -176,15 +230,53 @@ fn main() -> ExitCode {
     suite.plain("what_does_not_fit_is_refused", || {
         let pool = cache(&Device::cpu());
         let refused = |config: RolloutConfig, name: &str| match Rollout::new(&pool, config) {
-            Err(Error::Argument { op: "Rollout::new", argument, .. }) => assert_eq!(argument, name),
+            Err(Error::Argument {
+                op: "Rollout::new",
+                argument,
+                ..
+            }) => assert_eq!(argument, name),
             other => panic!("{name}: {other:?}"),
         };
-        refused(RolloutConfig { latent: vec![3, 4], ..config(few_step()) }, "latent");
-        refused(RolloutConfig { latent: vec![2, 0], ..config(few_step()) }, "latent");
-        refused(RolloutConfig { frame_axis: 7, ..config(few_step()) }, "latent");
-        refused(RolloutConfig { dtype: DType::I32, ..config(few_step()) }, "dtype");
-        let mut none = Rollout::new(&pool, RolloutConfig { streams: 0, ..config(few_step()) }).expect("no stream yet");
-        assert!(matches!(none.next_block(&mut Pull::new()), Err(Broken::Cache(Error::Argument { .. }))));
+        refused(
+            RolloutConfig {
+                latent: vec![3, 4],
+                ..config(few_step())
+            },
+            "latent",
+        );
+        refused(
+            RolloutConfig {
+                latent: vec![2, 0],
+                ..config(few_step())
+            },
+            "latent",
+        );
+        refused(
+            RolloutConfig {
+                frame_axis: 7,
+                ..config(few_step())
+            },
+            "latent",
+        );
+        refused(
+            RolloutConfig {
+                dtype: DType::I32,
+                ..config(few_step())
+            },
+            "dtype",
+        );
+        let mut none = Rollout::new(
+            &pool,
+            RolloutConfig {
+                streams: 0,
+                ..config(few_step())
+            },
+        )
+        .expect("no stream yet");
+        assert!(matches!(
+            none.next_block(&mut Pull::new()),
+            Err(Broken::Cache(Error::Argument { .. }))
+        ));
     });
 
     suite.run()

@@ -209,7 +209,12 @@ impl PackConfigBuilder {
             Compression::Mean(pool) => pool.cell,
             Compression::None | Compression::External(_) => [1; 3],
         };
-        let mid_fits = mid.extents().iter().zip(extents).zip(cells).all(|((&m, b), cell)| m > 0 && m <= b && cell > 0);
+        let mid_fits = mid
+            .extents()
+            .iter()
+            .zip(extents)
+            .zip(cells)
+            .all(|((&m, b), cell)| m > 0 && m <= b && cell > 0);
         ensure(
             mid_fits,
             "compression",

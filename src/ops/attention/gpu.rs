@@ -98,7 +98,12 @@ fn taken(args: &Attention<'_>, shape: Shape, out: &ViewMut<'_>, device: &Device)
         ("context", context.max_pages(), i32::MAX as usize),
         ("context", context.max_segments(), i32::MAX as usize),
     ] {
-        check.ensure(got <= most, argument, format!("extents of at most {most}"), got.to_string())?;
+        check.ensure(
+            got <= most,
+            argument,
+            format!("extents of at most {most}"),
+            got.to_string(),
+        )?;
     }
     let (needed, limit) = (shared(shape.dim), device.shared_memory_limit());
     check.ensure(
