@@ -85,7 +85,7 @@ impl Case {
         let pool_pages = slots * slot_pages + 40;
         let mut pages: Vec<u32> = (0..pool_pages as u32).collect();
         rng.shuffle(&mut pages);
-        let mut segment = |rng: &mut Rng| {
+        let segment = |rng: &mut Rng| {
             let tokens = rng.below(0..4 * page_tokens);
             let first = rng.below(0..30);
             // A page more than the tokens need, now and then: lists are compacted.
@@ -169,8 +169,8 @@ impl Case {
     fn expected(&self, scores: &[Vec<f32>]) -> (Vec<i32>, Vec<Vec<Segment>>) {
         let mut indices = Vec::new();
         let mut contexts = Vec::new();
-        for stream in 0..self.streams() {
-            let chosen = reference::choose(&scores[stream], self.selected);
+        for (stream, scores) in scores.iter().enumerate() {
+            let chosen = reference::choose(scores, self.selected);
             indices.extend((0..self.selected).map(|j| chosen.get(j).map_or(-1, |&m| m as i32)));
             contexts.push(self.expected_context(stream, &chosen));
         }
@@ -583,7 +583,7 @@ fn neighbours(device: &Device) {
             ..together
         };
         let own = alone.run(device, &case.alone(stream));
-        assert_eq!(bits(&own)[0], bits(&[scores.clone()])[0]);
+        assert_eq!(bits(&own)[0], bits(std::slice::from_ref(scores))[0]);
     }
 }
 

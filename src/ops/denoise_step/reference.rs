@@ -37,7 +37,7 @@ pub fn noise(seed: u64, offset: u64, count: usize) -> Vec<f64> {
         let radius = (-2.0 * f64::from(u).ln()).sqrt();
         let turns = f64::from(words[pair + 1]) / 2f64.powi(32);
         let (sin, cos) = (std::f64::consts::TAU * turns).sin_cos();
-        radius * if e % 2 == 0 { cos } else { sin }
+        radius * if e.is_multiple_of(2) { cos } else { sin }
     };
     (0..count).map(element).collect()
 }
