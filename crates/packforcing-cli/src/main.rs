@@ -1,2 +1,6 @@
-//! The program.
+//! The program of packforcing.
+#![allow(dead_code)]
+mod media;
+mod output;
+mod pack { pub mod project; pub mod random; }
 fn main() {}
