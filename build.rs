@@ -158,8 +158,7 @@ impl Build {
                 .cpp(true)
                 .std("c++17")
                 .opt_level(2)
-                .flag("-ffp-contract=off")
-                .warnings(false)
+                .flags(["-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"])
                 .include(simt.join("shadow"))
                 .include(self.kernels.join("device"))
                 .include(&self.kernels)
@@ -209,21 +208,17 @@ impl Build {
 }
 
 /// What `kernels/simt/simt.h` asks of the build: every kernel's descriptor, in a table.
-#[cfg_attr(not(feature = "simt"), expect(dead_code))]
+#[cfg(feature = "simt")]
 fn simt_table(entries: &[String]) -> String {
-    let mut text = String::from("#include <simt.h>\nextern \"C\" {\n");
+    let mut text = String::from("#include <simt.h>\n");
     for name in entries {
-        text += &format!("extern const simt::Kernel simt_kernel_{name};\n");
+        text += &format!("extern \"C\" const simt::Kernel simt_kernel_{name};\n");
     }
-    text += "extern const simt::Kernel* const simt_kernels[];\nextern const size_t simt_kernel_count;\n";
     text += "const simt::Kernel* const simt_kernels[] = {\n";
     for name in entries {
         text += &format!("  &simt_kernel_{name},\n");
     }
-    text + &format!(
-        "  nullptr}};\nconst size_t simt_kernel_count = {};\n}}\n",
-        entries.len()
-    )
+    text + &format!("  nullptr}};\nconst size_t simt_kernel_count = {};\n", entries.len())
 }
 
 /// A kernel file names flags of its own in a line `// nvcc: ...`.

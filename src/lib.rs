@@ -1,5 +1,6 @@
 //! Hand-written CUDA kernels and a packed KV cache for long video generation.
 
+pub mod cache;
 pub mod device;
 pub mod dtype;
 pub mod error;

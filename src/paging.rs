@@ -113,7 +113,9 @@ impl PageShape {
 /// A list of page numbers for each stream, in device memory, checked against the pool's size.
 #[derive(Debug)]
 pub struct PageLists {
-    entries: Tensor, // i32 [streams, length]
+    entries: Tensor, // i32 [capacity, length]
+    /// Lists that were set last; the rest is out of use.
+    used: usize,
     pool_pages: usize,
 }
 
@@ -125,7 +127,11 @@ impl PageLists {
     /// Memory that the device does not have.
     pub fn new(device: &Device, pool_pages: usize, streams: usize, length: usize) -> Result<PageLists> {
         let entries = Tensor::zeros(device, DType::I32, &[streams, length])?;
-        Ok(PageLists { entries, pool_pages })
+        Ok(PageLists {
+            entries,
+            used: streams,
+            pool_pages,
+        })
     }
 
     /// Lists made at once; all of one length.
@@ -140,15 +146,15 @@ impl PageLists {
         Ok(pages)
     }
 
-    /// Replaces the lists. What shorter or fewer ones leave over becomes page 0, which ops do not
-    /// reach.
+    /// Replaces the lists; where there are fewer than there is room for, only these are in use.
+    /// What a shorter list leaves over becomes page 0, which ops do not reach.
     ///
     /// # Errors
     ///
     /// Too many lists, a list that is too long, a page outside the pool.
     pub fn set(&mut self, lists: &[Vec<u32>]) -> Result<()> {
         const OP: &str = "PageLists::set";
-        let (streams, length) = (self.streams(), self.length());
+        let (streams, length) = (self.entries.shape()[0], self.length());
         if lists.len() > streams {
             return Err(Error::argument(
                 OP,
@@ -171,7 +177,9 @@ impl PageLists {
                 *entry = checked_page(OP, page, self.pool_pages)?;
             }
         }
-        self.entries.view_mut().copy_from_slice(&entries)
+        self.entries.view_mut().copy_from_slice(&entries)?;
+        self.used = lists.len();
+        Ok(())
     }
 
     /// Replaces one list.
@@ -198,9 +206,9 @@ impl PageLists {
         self.entries.view_mut().select(0, row)?.copy_from_slice(&entries)
     }
 
-    /// How many lists there are.
+    /// How many lists are in use.
     pub fn streams(&self) -> usize {
-        self.entries.shape()[0]
+        self.used
     }
 
     /// Entries of each list.
@@ -213,9 +221,10 @@ impl PageLists {
         self.pool_pages
     }
 
-    /// The entries, i32 `[streams, length]`.
+    /// The entries of the lists in use, i32 `[streams, length]`.
     pub fn view(&self) -> View<'_> {
-        self.entries.view()
+        let lists = self.entries.view();
+        lists.narrow(0, 0, self.used).unwrap_or(lists)
     }
 
     /// For ops that write page numbers on the device: they must stay below `pool_pages`.
@@ -429,7 +438,7 @@ impl Context {
     ///
     /// Whatever the device reports.
     pub fn to_host(&self) -> Result<Vec<Vec<Segment>>> {
-        let (pages, counts) = (self.pages.view().to_vec::<i32>()?, self.counts.to_vec::<i32>()?);
+        let (pages, counts) = (self.pages.entries.to_vec::<i32>()?, self.counts.to_vec::<i32>()?);
         let bytes = self.segments.to_vec::<u8>()?;
         let segments: Vec<ffi::Segment> = bytemuck::allocation::pod_collect_to_vec(&bytes);
         let streams = (0..self.streams()).map(|stream| {
@@ -451,9 +460,9 @@ impl Context {
         Ok(streams.collect())
     }
 
-    /// How many streams it describes.
+    /// How many streams it has room for.
     pub fn streams(&self) -> usize {
-        self.pages.streams()
+        self.counts.shape()[0]
     }
 
     /// Segments that each stream has room for.

@@ -1,6 +1,6 @@
 // What every kernel file starts with: the entry macro, addresses, shared memory.
 //
-// kernels/simt/ has a header of the same name for the CPU build; whatever stands here, stands
+// kernels/simt/shadow/ has a header of the same name for the CPU build; whatever stands here, stands
 // there with the same meaning.
 #pragma once
 

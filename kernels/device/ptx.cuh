@@ -1,6 +1,6 @@
 // The only file with inline PTX. One function an instruction, named after it.
 //
-// kernels/simt/ptx.cuh has the same functions for the CPU build.
+// kernels/simt/shadow/ptx.cuh has the same functions for the CPU build.
 #pragma once
 
 #include <kernel.cuh>

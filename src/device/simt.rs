@@ -191,3 +191,306 @@ impl Simt {
         Err(String::from_utf8_lossy(&report[..end]).into_owned())
     }
 }
+
+#[cfg(all(test, packforcing_simt))]
+mod tests {
+    //! The planted bugs of `kernels/simt/planted/`: each must be caught, its twin must pass.
+
+    use super::super::Device;
+    use super::*;
+
+    /// `PlantedParams` of `kernels/simt/planted/planted.h`.
+    #[repr(C)]
+    #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+    struct PlantedParams {
+        input: u64,
+        out: u64,
+        n: i32,
+        reserved: i32,
+    }
+    impl KernelParams for PlantedParams {}
+
+    /// Whether a bug shows where copies land at once.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Shows {
+        Always,
+        LateOnly,
+    }
+    use Shows::{Always, LateOnly};
+
+    struct Planted {
+        name: &'static str,
+        threads: usize,
+        grid: usize,
+        shared: usize,
+        n: usize,
+        /// What the twin writes.
+        expected: fn(&[i32], usize) -> i32,
+        /// Part of the report; empty where the result is wrong instead.
+        report: &'static str,
+        shows: Shows,
+    }
+
+    const fn planted(
+        name: &'static str,
+        (threads, grid, shared, n): (usize, usize, usize, usize),
+        expected: fn(&[i32], usize) -> i32,
+        report: &'static str,
+        shows: Shows,
+    ) -> Planted {
+        Planted {
+            name,
+            threads,
+            grid,
+            shared,
+            n,
+            expected,
+            report,
+            shows,
+        }
+    }
+
+    fn same(x: &[i32], i: usize) -> i32 {
+        x[i]
+    }
+    fn reversed(x: &[i32], i: usize) -> i32 {
+        x[x.len() - 1 - i]
+    }
+    fn half_reversed(x: &[i32], i: usize) -> i32 {
+        if i < x.len() / 2 { x[i] } else { reversed(x, i) }
+    }
+
+    const PLANTED: &[Planted] = &[
+        planted("missing_barrier", (128, 1, 512, 128), reversed, "", Always),
+        planted(
+            "divergent_barrier",
+            (128, 1, 512, 128),
+            reversed,
+            "two sites meet at one barrier",
+            Always,
+        ),
+        planted(
+            "exited_thread",
+            (128, 1, 512, 128),
+            |x, i| if i < 96 { x[i] } else { 0 },
+            "exited",
+            Always,
+        ),
+        planted(
+            "lost_arrival",
+            (128, 1, 512, 128),
+            half_reversed,
+            "deadlock: nobody can run",
+            Always,
+        ),
+        planted(
+            "barrier_counts",
+            (128, 1, 512, 128),
+            half_reversed,
+            "threads here, of",
+            Always,
+        ),
+        planted(
+            "warp_mask",
+            (32, 1, 128, 32),
+            |x, i| if i < 16 { x[i ^ 1] } else { x[i] },
+            "exited",
+            Always,
+        ),
+        planted(
+            "own_mask",
+            (32, 1, 128, 32),
+            |x, _| x.iter().sum(),
+            "not in its own mask",
+            Always,
+        ),
+        planted(
+            "warp_divergence",
+            (32, 1, 128, 32),
+            |x, i| x[i ^ 1],
+            "a warp does not agree",
+            Always,
+        ),
+        planted(
+            "shuffle_source",
+            (32, 1, 128, 32),
+            |x, i| if i < 8 { x[i + 8] } else { x[i] },
+            "which is not in the mask",
+            Always,
+        ),
+        planted("missing_syncwarp", (32, 1, 128, 32), reversed, "", Always),
+        planted("weak_wait", (64, 1, 2048, 512), same, "", LateOnly),
+        planted("missing_commit", (64, 1, 2048, 256), same, "", LateOnly),
+        planted("late_wait", (64, 1, 2048, 256), same, "", LateOnly),
+        planted("wait_without_barrier", (64, 1, 2048, 256), same, "", Always),
+        planted("source_overwritten", (64, 1, 2048, 256), same, "", LateOnly),
+        planted(
+            "shared_index",
+            (32, 1, 512, 128),
+            same,
+            "index 128 of a shared array of 128",
+            Always,
+        ),
+        planted(
+            "red_zone",
+            (32, 1, 512, 128),
+            same,
+            "byte 512 of shared memory was written",
+            Always,
+        ),
+        planted("uninitialised", (32, 1, 512, 128), same, "", Always),
+        planted(
+            "misaligned",
+            (32, 1, 512, 128),
+            same,
+            "misaligned read of 16 bytes",
+            Always,
+        ),
+        planted("read_past", (32, 1, 512, 100), same, "read of 4 bytes", Always),
+        planted("write_past", (32, 1, 512, 100), same, "write of 4 bytes", Always),
+        planted("write_to_input", (32, 1, 512, 32), same, "not writable", Always),
+        planted(
+            "ldmatrix_row",
+            (32, 1, 512, 128),
+            same,
+            "ldmatrix: misaligned shared address",
+            Always,
+        ),
+        planted(
+            "lost_update",
+            (256, 4, 512, 1024),
+            |x, i| if i == 0 { x.iter().sum() } else { 0 },
+            "",
+            Always,
+        ),
+        planted("stack_overflow", (32, 1, 512, 32), same, "stack overflow", Always),
+    ];
+
+    const SEEDS: u64 = 40;
+    const COPIES: [AsyncCopies; 3] = [AsyncCopies::Late, AsyncCopies::Early, AsyncCopies::Random];
+
+    /// The report, or `None` where it ran through; and whether the output is right.
+    fn run(p: &Planted, kernel: &str, seed: u64, copies: AsyncCopies) -> (Option<String>, bool) {
+        let device = Device::simt(SimtOptions {
+            seed,
+            copies,
+            ..SimtOptions::default()
+        })
+        .expect("it was built");
+        let input: Vec<i32> = (0..p.n as i32).map(|i| 1000 + 7 * i).collect();
+        // One buffer, so that what lies past the input is known to be nobody's.
+        let memory = device.allocate(4 * (2 * p.n + 512)).expect("a few bytes");
+        let (input_at, out_at) = (memory.address(), memory.address() + 4 * (p.n as u64 + 256));
+        device.upload(input_at, bytemuck::cast_slice(&input)).expect("in range");
+        let span = |address, writable| Span {
+            address,
+            bytes: 4 * p.n as u64,
+            writable,
+        };
+        let result = device.launch(&Launch {
+            module: "planted",
+            kernel,
+            grid: [p.grid, 1, 1],
+            threads: p.threads,
+            shared: p.shared,
+            params: &PlantedParams {
+                input: input_at,
+                out: out_at,
+                n: p.n as i32,
+                reserved: 0,
+            },
+            memory: &[span(input_at, false), span(out_at, true)],
+        });
+        let mut out = vec![0i32; p.n];
+        device
+            .download(out_at, bytemuck::cast_slice_mut(&mut out))
+            .expect("in range");
+        let right = out.iter().enumerate().all(|(i, &x)| x == (p.expected)(&input, i));
+        match result {
+            Ok(()) => (None, right),
+            Err(Error::Simt { report, .. }) => (Some(report), right),
+            Err(other) => panic!("{kernel}: {other}"),
+        }
+    }
+
+    #[test]
+    fn correct_twins_pass_under_every_schedule() {
+        for p in PLANTED {
+            let kernel = format!("planted_{}_fixed", p.name);
+            for copies in COPIES {
+                for seed in 0..SEEDS {
+                    let (report, right) = run(p, &kernel, seed, copies);
+                    assert!(
+                        report.is_none() && right,
+                        "{kernel}, seed {seed}, {copies:?}: {report:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn planted_bugs_are_caught() {
+        for p in PLANTED {
+            let kernel = format!("planted_{}", p.name);
+            for copies in COPIES {
+                if p.shows == LateOnly && copies == AsyncCopies::Early {
+                    continue;
+                }
+                let caught = (0..SEEDS).filter(|&seed| {
+                    let (report, right) = run(p, &kernel, seed, copies);
+                    match report {
+                        Some(report) => !p.report.is_empty() && report.contains(p.report),
+                        None => p.report.is_empty() && !right,
+                    }
+                });
+                let caught = caught.count() as u64;
+                assert!(
+                    caught * 100 >= SEEDS * 95,
+                    "{kernel}, {copies:?}: caught under {caught} of {SEEDS} seeds"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_report_names_the_kernel_and_the_seed() {
+        let p = &PLANTED[1];
+        let (report, _) = run(p, "planted_divergent_barrier", 7, AsyncCopies::Late);
+        let report = report.expect("it is caught");
+        assert!(report.contains("barriers.cu") && report.contains("seed 7"), "{report}");
+    }
+
+    #[test]
+    fn an_unknown_kernel_is_an_error() {
+        let (report, _) = run(&PLANTED[0], "no_such_kernel", 0, AsyncCopies::Late);
+        assert!(report.expect("it is refused").contains("no_such_kernel"));
+    }
+
+    #[test]
+    fn deferred_faults_are_told_by_the_next_wait() {
+        let options = SimtOptions {
+            deferred_faults: true,
+            fail_launch: Some(0),
+            ..SimtOptions::default()
+        };
+        let simt = Simt::new(options).expect("it was built");
+        let launch = Launch {
+            module: "planted",
+            kernel: "planted_missing_barrier_fixed",
+            grid: [1, 1, 1],
+            threads: 128,
+            shared: 512,
+            params: &PlantedParams {
+                input: 0,
+                out: 0,
+                n: 0,
+                reserved: 0,
+            },
+            memory: &[],
+        };
+        assert!(simt.launch(&launch).is_ok() && simt.alive().is_ok());
+        assert!(matches!(simt.synchronize(), Err(Error::DeviceLost { .. })));
+        assert!(matches!(simt.launch(&launch), Err(Error::DeviceLost { .. })));
+    }
+}

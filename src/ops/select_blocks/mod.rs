@@ -11,8 +11,8 @@ pub struct SumKeys<'a> {
     pub kv: KvPages<'a>,
     /// Pages of each block. One list a block.
     pub pages: &'a PageLists,
-    /// Row of `sums` that each block fills.
-    pub rows: &'a [u32],
+    /// Row of `sums` that each block fills, i32. `[blocks]`
+    pub rows: View<'a>,
     /// Keys of each block.
     pub tokens: usize,
 }

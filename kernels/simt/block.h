@@ -1,0 +1,145 @@
+// One thread block: its threads as fibers, who may run, barriers, warps, shared memory.
+//
+// An OS thread runs one block at a time. A round lets every thread that can run do so once, in an
+// order that the seed chooses; a thread runs until it waits, ends, or is preempted at an access.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "device.h"
+#include "fiber.h"
+#include "memory.h"
+#include "simt.h"
+
+namespace simt {
+
+constexpr int kWarp = 32;
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxWarps = kMaxThreads / kWarp;
+constexpr int kBarriers = 16;
+
+// splitmix64: a few instructions, and any seed will do.
+struct Random {
+  uint64_t state;
+  uint64_t next() {
+    uint64_t z = (state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  uint32_t below(uint32_t n) { return static_cast<uint32_t>(((next() >> 32) * n) >> 32); }
+};
+
+// What the blocks of one launch share.
+struct Launch {
+  const Kernel* kernel;
+  const void* params;
+  dim3 grid;
+  uint32_t threads;
+  uint32_t shared_bytes;
+  SpanTable spans;
+  SimtOptions options;
+
+  std::atomic<bool> failed{false};
+  std::mutex mutex{};
+  std::string error{};  // the first one
+
+  void record(const std::string& text);
+};
+
+struct Lane {
+  uint32_t index = 0;  // in the block
+  uint32_t bit = 0;    // in the warp's masks
+  Fiber fiber;
+  bool exited = false;
+  Site site{};        // where it was seen last
+  Site met{};         // where it last waited for others
+  int barrier = -1;   // the barrier that it waits at, or
+  int meeting = -1;   // the meeting of its warp
+  int votes = 0;      // what the last barrier counted
+  uint32_t arrived[kBarriers] = {};  // the generation of each barrier that it last arrived in
+  CopyQueue copies;
+};
+
+// Lanes of a warp that come together for one operation.
+struct Meeting {
+  const Operation* operation;
+  uint32_t mask, arrived;
+  Site site;
+  void* args[kWarp];
+};
+
+struct Warp {
+  uint32_t present = 0, exited = 0;
+  uint32_t open = 0;  // a bit for each meeting in use
+  Meeting meetings[kWarp];
+};
+
+struct Barrier {
+  const char* name;
+  uint32_t generation = 0;
+  int expected = 0;  // 0: nobody has arrived
+  int arrived = 0;
+  int votes = 0;
+  uint32_t first = 0;  // the thread that arrived first, and where
+  Site site{};
+  std::vector<Lane*> waiting;
+  // bar.sync and bar.arrive are for whole warps: all lanes must come from one line.
+  uint32_t warp_generation[kMaxWarps] = {};
+  Site warp_site[kMaxWarps] = {};
+};
+
+class Block {
+ public:
+  // The block that runs on this OS thread.
+  static Block& running();
+
+  // Runs block `index`, to its end or to the launch's first error.
+  void run(Launch& launch, uint64_t index);
+
+  void preempt();
+  int arrive(const char* name, int id, int threads, bool wait, bool vote, Site site);
+  void meet(const Operation& operation, uint32_t mask, void* args, Site site);
+  [[noreturn]] void fail(Site site, const char* text);
+
+  Lane& lane() { return *current_; }
+  Launch& launch() { return *launch_; }
+  Arena& arena() { return arena_; }
+  Random& random() { return random_; }
+
+ private:
+  static void lane_main();
+  void prepare(Launch& launch, uint64_t index);
+  bool next_round();
+  void leave();
+  void enter(Lane& lane);
+  [[noreturn]] void finish_lane();
+  void complete(int id);
+  void check_stack(Lane& lane);
+  void deadlock();
+  void report(const Lane* lane, Site site, const std::string& text);
+  unsigned char* stack(uint32_t index);
+
+  Launch* launch_ = nullptr;
+  Lane* current_ = nullptr;
+  Fiber scheduler_;
+  Random random_{0};
+  uint32_t slow_warps_ = 0;  // run only where nobody else can
+  uint32_t slow_rounds_ = 0;
+  uint32_t alive_ = 0;
+  std::vector<Lane*> ready_;  // for the next round
+  std::vector<Lane*> round_;  // in the order of this one, of which `turn_` have run
+  size_t turn_ = 0;
+  Arena arena_;
+  Barrier barriers_[kBarriers];
+  std::unique_ptr<Warp[]> warps_{new Warp[kMaxWarps]};
+  std::unique_ptr<Lane[]> lanes_{new Lane[kMaxThreads]};
+  std::unique_ptr<unsigned char[]> stacks_;
+  uint32_t stack_count_ = 0;
+};
+
+}  // namespace simt

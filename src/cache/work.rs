@@ -1,0 +1,115 @@
+//! The device memory that a block works in: tables that the host uploads when a block begins, and
+//! what selection writes on the device. Reserved once, for the largest batch.
+
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::paging::{Context, PageLists};
+use crate::tensor::Tensor;
+
+use super::config::{PackConfig, Selection};
+
+/// Chunks that a stream's queries are summed in.
+const QUERY_CHUNKS: usize = 16;
+
+pub(crate) struct Work {
+    /// The context without chosen blocks, one for all layers.
+    pub draft: Context,
+    /// The whole context, for each layer that chooses.
+    pub contexts: Vec<Context>,
+    /// Pages of the current blocks.
+    pub current: PageLists,
+    /// Pages of their compressed forms.
+    pub mid: PageLists,
+    /// Slot rows of their compressed forms. i32 [streams]
+    pub rows: Tensor,
+    /// Time of the current blocks' first frame. f32 [streams]
+    pub origins: Tensor,
+    /// Slot rows to choose from, in time order. i32 [streams, archive]
+    pub candidates: Tensor,
+    /// How many there are. i32 [streams]
+    pub counts: Tensor,
+    /// Segments of the draft before the chosen blocks. i32 [streams]
+    pub prefix: Tensor,
+    /// Scores, made or given. f32 [choices, streams, archive]
+    pub scores: Tensor,
+    /// What was chosen. i32 [choices, streams, selected]
+    pub chosen: Tensor,
+    /// Partial sums of the queries. f32 [streams, chunks, q_heads, dim]
+    pub query_sums: Tensor,
+    /// Rotated queries. [streams, tokens, q_heads, dim]
+    pub queries: Tensor,
+}
+
+/// Bytes of [`Work`] and of the pool's own tables.
+pub(crate) fn bytes(config: &PackConfig) -> usize {
+    let slots = config.slots_per_stream() * config.streams;
+    let slot_pages = slots * config.mid_pages().0 * 4;
+    let key_sums = config.layers * slots * config.heads.kv * config.heads.dim * 4;
+    let slot_bias = if config.slot_bias() {
+        config.pool_pages().0 * config.heads.kv * config.page_tokens * 4
+    } else {
+        0
+    };
+    let context = |(segments, pages): (usize, usize)| {
+        config.streams * (segments * size_of::<crate::ffi::Segment>() + pages * 4 + 4)
+    };
+    let tensors: usize = shapes(config)
+        .iter()
+        .map(|(dtype, shape)| dtype.bytes() * shape.iter().product::<usize>())
+        .sum();
+    let lists = config.streams * (config.block_pages().0 + config.mid_pages().0) * 4;
+    let contexts = context(config.draft_capacity()) + choices(config) * context(config.context_capacity());
+    slot_pages + key_sums + slot_bias + tensors + lists + contexts
+}
+
+/// How many choices of blocks a pass makes.
+pub(crate) fn choices(config: &PackConfig) -> usize {
+    match config.selection {
+        Selection::PerLayer => config.layers,
+        Selection::Shared => 1,
+    }
+}
+
+/// The tensors of [`Work`], in the order of its fields.
+fn shapes(c: &PackConfig) -> [(DType, Vec<usize>); 9] {
+    let (streams, archive, heads) = (c.streams, c.archive.0, c.heads);
+    [
+        (DType::I32, vec![streams]),
+        (DType::F32, vec![streams]),
+        (DType::I32, vec![streams, archive]),
+        (DType::I32, vec![streams]),
+        (DType::I32, vec![streams]),
+        (DType::F32, vec![choices(c), streams, archive]),
+        (DType::I32, vec![choices(c), streams, c.selected.0]),
+        (DType::F32, vec![streams, QUERY_CHUNKS, heads.query, heads.dim]),
+        (c.dtype, vec![streams, c.block_tokens().0, heads.query, heads.dim]),
+    ]
+}
+
+impl Work {
+    pub fn new(device: &Device, c: &PackConfig) -> Result<Work> {
+        let pool = (c.pool_pages().0, c.page_tokens);
+        let context = |(segments, pages)| Context::new(device, pool, c.streams, pages, segments);
+        let lists = |length| PageLists::new(device, pool.0, c.streams, length);
+        let shapes = shapes(c);
+        let tensor = |i: usize| Tensor::zeros(device, shapes[i].0, &shapes[i].1);
+        Ok(Work {
+            draft: context(c.draft_capacity())?,
+            contexts: (0..choices(c))
+                .map(|_| context(c.context_capacity()))
+                .collect::<Result<_>>()?,
+            current: lists(c.block_pages().0)?,
+            mid: lists(c.mid_pages().0)?,
+            rows: tensor(0)?,
+            origins: tensor(1)?,
+            candidates: tensor(2)?,
+            counts: tensor(3)?,
+            prefix: tensor(4)?,
+            scores: tensor(5)?,
+            chosen: tensor(6)?,
+            query_sums: tensor(7)?,
+            queries: tensor(8)?,
+        })
+    }
+}

@@ -1,6 +1,0 @@
-//! Tests.
-mod common;
-
-fn main() -> std::process::ExitCode {
-    common::Suite::new().run()
-}
