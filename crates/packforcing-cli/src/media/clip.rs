@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -75,6 +75,7 @@ impl Picture {
 /// Frames of a y4m stream, ready to be cut into patches.
 pub struct Clip {
     y4m: Y4m,
+    path: Option<PathBuf>,
     name: String,
     scale: usize,
     planes: Vec<u8>,
@@ -90,7 +91,16 @@ impl Clip {
         let file = File::open(path).with_context(|| name.clone())?;
         let regular = file.metadata().with_context(|| name.clone())?.is_file();
         ensure!(regular, "{name}: not a file that can be read back and forth");
-        Clip::new(Box::new(file), name.clone()).context(name)
+        let clip = Clip::new(Box::new(file), name.clone()).context(name)?;
+        Ok(Clip {
+            path: Some(path.into()),
+            ..clip
+        })
+    }
+
+    /// The same clip, to be read beside this one.
+    pub fn reopen(&self) -> Result<Clip> {
+        Clip::open(self.path.as_deref())
     }
 
     fn new(source: Box<dyn Source>, name: String) -> Result<Clip> {
@@ -107,6 +117,7 @@ impl Clip {
         let scale = (1..most).find(|&scale| patches(scale) <= MAX_PATCHES).unwrap_or(most);
         Ok(Clip {
             y4m,
+            path: None,
             name,
             scale,
             planes: Vec::new(),
@@ -130,6 +141,11 @@ impl Clip {
     /// Columns of patches.
     pub fn cols(&self) -> usize {
         self.y4m.header().width / self.scale / PATCH
+    }
+
+    /// Whether values reach from 0 to 255.
+    pub fn full_range(&self) -> bool {
+        self.y4m.header().full_range
     }
 
     pub fn frames_per_second(&self) -> f64 {
