@@ -242,13 +242,19 @@ mod tests {
         assert!((picture.y[0] - 1.0 / 3.0).abs() < 1e-6 && picture.u[0] == 100.0);
         assert_eq!(clip(2000, 40, 1, "mono", (0, 0)).unwrap().scale(), 1);
         let error = clip(40, 31, 1, "mono", (0, 0)).err().unwrap().to_string();
-        assert!(error.contains("40 x 31 pixels are too few") && error.contains("32 x 32"), "{error}");
+        assert!(
+            error.contains("40 x 31 pixels are too few") && error.contains("32 x 32"),
+            "{error}"
+        );
     }
 
     #[test]
     fn the_built_in_clip_is_there() {
         let clip = Clip::open(None).unwrap();
-        assert_eq!((clip.rows(), clip.cols(), clip.scale(), clip.period()), (12, 20, 1, 256));
+        assert_eq!(
+            (clip.rows(), clip.cols(), clip.scale(), clip.period()),
+            (12, 20, 1, 256)
+        );
     }
 
     #[test]

@@ -166,7 +166,10 @@ impl Y4m {
 
     /// Reads the planes of a frame, one after the other, into `planes`.
     pub fn read(&mut self, frame: usize, planes: &mut Vec<u8>) -> Result<()> {
-        let start = *self.frames.get(frame).ok_or_else(|| anyhow!("there is no frame {frame}"))?;
+        let start = *self
+            .frames
+            .get(frame)
+            .ok_or_else(|| anyhow!("there is no frame {frame}"))?;
         let here = self.source.stream_position()?;
         self.source.seek_relative(start as i64 - here as i64)?;
         planes.resize(self.header.frame_bytes(), 0);
@@ -270,9 +273,18 @@ mod tests {
             ("YUV4MPEG2 W4 H4 F25:1 Cmono12\n", "\"mono12\" is not taken"),
             (head, "no frame"),
             (&format!("{head}FRAME\nabc"), "frame 0 is cut off: 3 of its 24 bytes"),
-            (&format!("{head}FRAME\n{}FRAME\n", "a".repeat(24)), "frame 1 is cut off: 0 of its 24"),
-            (&format!("{head}FRAME\n{}oops", "a".repeat(24)), "frame 1: not a y4m file: \"oops\""),
-            (&format!("{head}FRAMES\n{}", "a".repeat(24)), "does not begin with FRAME"),
+            (
+                &format!("{head}FRAME\n{}FRAME\n", "a".repeat(24)),
+                "frame 1 is cut off: 0 of its 24",
+            ),
+            (
+                &format!("{head}FRAME\n{}oops", "a".repeat(24)),
+                "frame 1: not a y4m file: \"oops\"",
+            ),
+            (
+                &format!("{head}FRAMES\n{}", "a".repeat(24)),
+                "does not begin with FRAME",
+            ),
         ] {
             let got = message(file);
             assert!(got.contains(expected), "{file:?}: {got}");

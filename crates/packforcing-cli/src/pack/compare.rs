@@ -17,6 +17,7 @@
 use std::collections::HashMap;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use packforcing::Grid;
 use packforcing::cache::Place;
 
@@ -71,7 +72,10 @@ impl Past {
         };
         let sink = self.sink.iter().map(|&block| (block, Form::Whole));
         let recent = self.recent.iter().map(|&block| (block, Form::Whole));
-        let all: Vec<_> = sink.chain(chosen.iter().map(|&block| (block, form))).chain(recent).collect();
+        let all: Vec<_> = sink
+            .chain(chosen.iter().map(|&block| (block, form)))
+            .chain(recent)
+            .collect();
         let count = all.len();
         let place = |(i, (block, form))| (block, form, (count - i) * frames);
         all.into_iter().enumerate().map(place).collect()
@@ -86,7 +90,10 @@ impl Comparison {
         let queries = self.history.queries(block)?;
         let rows = Random::new(self.seed ^ (block as u64) << 20).choose(queries.len() / WIDTH, QUERIES);
         let of_rows = |from: &[f32]| -> Vec<f32> {
-            rows.iter().flat_map(|&row| &from[row * WIDTH..][..WIDTH]).copied().collect()
+            rows.iter()
+                .flat_map(|&row| &from[row * WIDTH..][..WIDTH])
+                .copied()
+                .collect()
         };
         let some = of_rows(&queries);
         let full = self.history.attend(&some, &self.true_past(0..=block, block))?;
@@ -94,8 +101,8 @@ impl Comparison {
 
         let choices = self.choose(block, &past, &queries)?;
         let mut variants = Vec::new();
-        for compression in Compression::ALL {
-            for policy in Policy::ALL {
+        for &compression in Compression::value_variants() {
+            for &policy in Policy::value_variants() {
                 let chosen = &choices[&(compression, policy)];
                 let mut context = past.packed(chosen, compression, self.grid.frames);
                 context.push((block, Form::Whole, 0));
@@ -114,7 +121,7 @@ impl Comparison {
         }
         Ok(Sample {
             block,
-            seconds: 0.0,
+            seconds: self.history.footage().seconds(block),
             run_rel_l2_vs_full: rel_l2(&of_rows(out), &full_out),
             variants,
         })
@@ -170,7 +177,11 @@ impl Comparison {
         };
         let newest = archive[archive.len() - count..].to_vec();
         let mut random = Random::new(self.seed ^ (block as u64) << 40);
-        let any: Vec<_> = random.choose(archive.len(), count).into_iter().map(|i| archive[i]).collect();
+        let any: Vec<_> = random
+            .choose(archive.len(), count)
+            .into_iter()
+            .map(|i| archive[i])
+            .collect();
         Ok(HashMap::from([
             ((Compression::None, Policy::Top), best(&whole)),
             ((Compression::Mean, Policy::Top), best(&merged)),

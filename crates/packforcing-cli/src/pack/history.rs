@@ -12,12 +12,12 @@ use packforcing::ops::merge_states::{State, merge_states};
 use packforcing::ops::merge_tokens::{MeanPool, MergeTokens, merge_tokens};
 use packforcing::ops::select_blocks::{SumKeys, sum_keys};
 use packforcing::paging::{Context, KvPages, KvPagesMut, PageLists, Segment};
-use packforcing::{DType, Device, Grid, Rope3d, Tensor};
+use packforcing::{DType, Device, Grid, Rope3d, Tensor, View, ViewMut};
 
 use super::project::{DIM, HEADS, Projector, Tokens, WIDTH};
 use crate::media::clip::Clip;
 
-/// Memory for whole blocks, in bytes. Exceeded only by what one context needs at once.
+/// Memory for blocks, in bytes.
 const BUDGET: usize = 256 << 20;
 /// Tokens of a page.
 const PAGE: usize = 96;
@@ -46,6 +46,11 @@ impl Footage {
         Ok(self.projector.tokens(&frames?))
     }
 
+    /// When a block begins.
+    pub fn seconds(&self, block: usize) -> f64 {
+        (block * self.frames) as f64 / self.clip.frames_per_second()
+    }
+
     /// Blocks after which the video begins again.
     pub fn period(&self) -> usize {
         let period = self.clip.period();
@@ -72,6 +77,11 @@ pub struct Attended {
     pub lse: Tensor,
 }
 
+/// How many blocks the memory that is meant for them holds.
+pub fn slots(grid: Grid, pool: MeanPool) -> usize {
+    BUDGET / (2 * slot_pages(grid, pool) * PAGE * WIDTH * DType::F32.bytes())
+}
+
 /// A block in memory.
 struct Held {
     block: usize,
@@ -94,13 +104,11 @@ pub struct History {
 }
 
 impl History {
-    /// Room for the blocks of a video of `blocks`, or as many as the budget holds, but never fewer
-    /// than `at_once`.
-    pub fn new(footage: Footage, grid: Grid, pool: MeanPool, blocks: usize, at_once: usize) -> Result<History> {
+    /// Room for `slots` blocks, or all that are different where those are fewer.
+    pub fn new(footage: Footage, grid: Grid, pool: MeanPool, slots: usize) -> Result<History> {
         let device = Device::cpu();
-        let pages = pages_of(grid) + pages_of(pool.output(grid));
-        let bytes = 2 * pages * PAGE * WIDTH * DType::F32.bytes();
-        let slots = (BUDGET / bytes).max(at_once).min(footage.period()).min(blocks);
+        let slots = slots.min(footage.period());
+        let pages = slot_pages(grid, pool);
         let shape = [slots * pages, HEADS, PAGE, DIM];
         Ok(History {
             k: Tensor::zeros(&device, DType::F32, &shape)?,
@@ -185,11 +193,7 @@ impl History {
             rope: &self.rope,
             scale: 1.0 / (DIM as f32).sqrt(),
         };
-        attention(
-            &args,
-            &mut attended.out.view_mut(),
-            Some(&mut attended.lse.view_mut()),
-        )?;
+        attention(&args, &mut attended.out.view_mut(), Some(&mut attended.lse.view_mut()))?;
         Ok(attended)
     }
 
@@ -246,10 +250,10 @@ impl History {
     }
 
     fn pages(&self, block: usize, form: Form) -> Vec<u32> {
-        self.slot_pages(self.slot(block), form)
+        self.pages_of_slot(self.slot(block), form)
     }
 
-    fn slot_pages(&self, slot: usize, form: Form) -> Vec<u32> {
+    fn pages_of_slot(&self, slot: usize, form: Form) -> Vec<u32> {
         let (whole, merged) = (pages_of(self.grid), pages_of(self.pool.output(self.grid)));
         let first = slot * (whole + merged);
         let pages = match form {
@@ -274,8 +278,13 @@ impl History {
                 continue;
             }
             let age = |held: &Option<Held>| held.as_ref().map_or(0, |held| held.last_used);
-            let slot = (0..self.slots.len()).min_by_key(|&slot| age(&self.slots[slot])).expect("there are slots");
-            debug_assert!(age(&self.slots[slot]) < self.clock, "more blocks at once than there is room for");
+            let slot = (0..self.slots.len())
+                .min_by_key(|&slot| age(&self.slots[slot]))
+                .expect("there are slots");
+            debug_assert!(
+                age(&self.slots[slot]) < self.clock,
+                "more blocks at once than there is room for"
+            );
             self.slots[slot] = None;
             let sums = self.load(block, slot)?;
             self.slots[slot] = Some(Held {
@@ -290,7 +299,10 @@ impl History {
     /// Writes a block's keys and values, whole and merged, into a slot; returns the keys' sums.
     fn load(&mut self, block: usize, slot: usize) -> Result<[Vec<f32>; 2]> {
         let tokens = self.footage.block(block)?;
-        let (whole, merged) = (self.slot_pages(slot, Form::Whole), self.slot_pages(slot, Form::Merged));
+        let (whole, merged) = (
+            self.pages_of_slot(slot, Form::Whole),
+            self.pages_of_slot(slot, Form::Merged),
+        );
         self.append(&tokens, whole.clone(), None)?;
 
         let pool_pages = self.k.shape()[0];
@@ -303,12 +315,7 @@ impl History {
             pool: self.pool,
             rope: &self.rope,
         };
-        let mut kv = KvPagesMut {
-            k: self.k.view_mut(),
-            v: self.v.view_mut(),
-            slot_bias: None,
-        };
-        merge_tokens(&args, &mut kv)?;
+        merge_tokens(&args, &mut pages_mut(&mut self.k, &mut self.v))?;
 
         let sum = |pages: &PageLists, tokens: usize| -> Result<Vec<f32>> {
             let mut sums = Tensor::zeros(&self.device, DType::F32, &[1, HEADS, DIM])?;
@@ -329,7 +336,6 @@ impl History {
     }
 
     fn append(&mut self, tokens: &Tokens, pages: Vec<u32>, rotated: Option<&mut [f32]>) -> Result<()> {
-        use packforcing::{View, ViewMut};
         let shape = [1, self.grid.tokens().0, HEADS, DIM];
         let qk = View::from_slice(&self.device, &tokens.qk, &shape)?;
         let args = AppendKv {
@@ -345,13 +351,22 @@ impl History {
         let mut rotated = rotated
             .map(|rotated| ViewMut::from_slice(&self.device, rotated, &shape))
             .transpose()?;
-        let mut kv = KvPagesMut {
-            k: self.k.view_mut(),
-            v: self.v.view_mut(),
-            slot_bias: None,
-        };
-        Ok(append_kv(&args, rotated.as_mut(), &mut kv)?)
+        let kv = &mut pages_mut(&mut self.k, &mut self.v);
+        Ok(append_kv(&args, rotated.as_mut(), kv)?)
     }
+}
+
+fn pages_mut<'a>(k: &'a mut Tensor, v: &'a mut Tensor) -> KvPagesMut<'a> {
+    KvPagesMut {
+        k: k.view_mut(),
+        v: v.view_mut(),
+        slot_bias: None,
+    }
+}
+
+/// Pages of a block, whole and merged.
+fn slot_pages(grid: Grid, pool: MeanPool) -> usize {
+    pages_of(grid) + pages_of(pool.output(grid))
 }
 
 fn pages_of(grid: Grid) -> usize {

@@ -81,61 +81,51 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-macro_rules! choices {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident => $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ValueEnum)]
-        #[serde(rename_all = "lowercase")]
-        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+/// What becomes of a block that is no longer recent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// 2 x 4 x 4 tokens become their mean
+    Mean,
+    /// It stays whole
+    None,
+}
 
-        impl $name {
-            /// All of them, in the order in which they are shown.
-            pub const ALL: &[$name] = &[$($name::$variant),*];
-        }
+/// Which blocks of the archive are attended to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Those whose keys answer the block's queries most
+    Top,
+    /// The newest
+    Newest,
+    /// Any
+    Random,
+}
 
-        impl fmt::Display for $name {
+/// The device that the user asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Wanted {
+    /// The fastest that is here
+    Best,
+    /// The CPU
+    Cpu,
+    /// An NVIDIA GPU
+    Cuda,
+    /// The GPU's kernels on the CPU: a test device, slow
+    Simt,
+}
+
+macro_rules! shown_as_given {
+    ($($choice:ty),*) => {$(
+        impl fmt::Display for $choice {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(match self { $($name::$variant => $word),* })
+                f.pad(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
             }
         }
-    };
+    )*};
 }
-
-choices! {
-    /// What becomes of a block that is no longer recent.
-    Compression {
-        /// 2 x 4 x 4 tokens become their mean
-        Mean => "mean",
-        /// It stays whole
-        None => "none",
-    }
-}
-
-choices! {
-    /// Which blocks of the archive are attended to.
-    Policy {
-        /// Those whose keys answer the block's queries most
-        Top => "top",
-        /// The newest
-        Newest => "newest",
-        /// Any
-        Random => "random",
-    }
-}
-
-choices! {
-    /// The device that the user asks for.
-    Wanted {
-        /// The fastest that is here
-        Best => "best",
-        /// The CPU
-        Cpu => "cpu",
-        /// An NVIDIA GPU
-        Cuda => "cuda",
-        /// The GPU's kernels on the CPU: a test device, slow
-        Simt => "simt",
-    }
-}
+shown_as_given!(Compression, Policy, Wanted);
 
 /// What the cache did with a block.
 #[derive(Debug, Clone, Copy)]
@@ -202,7 +192,11 @@ pub fn run(options: &Options) -> Result<()> {
     show::table(&report, &config, &mut stdout)?;
     if let Some(folder) = &options.out {
         write(folder, &session, &config, &report)?;
-        writeln!(stdout, "\nwrote report.json, chart.png and memory.png into {}", folder.display())?;
+        writeln!(
+            stdout,
+            "\nwrote report.json, chart.png and memory.png into {}",
+            folder.display()
+        )?;
     }
     Ok(())
 }
@@ -234,6 +228,7 @@ impl Session {
         // A context that is compared: everything whole, and the block itself.
         let at_once = SINK + options.selected + RECENT + 1;
         let reread = Footage::new(clip.reopen()?, FRAMES);
+        let slots = history::slots(grid, POOL).max(at_once).min(blocks);
         Ok(Session {
             video: pool.stream()?,
             pool,
@@ -241,7 +236,7 @@ impl Session {
             device: device.clone(),
             out: Tensor::zeros(device, config.dtype(), &shape(grid))?,
             comparison: Comparison {
-                history: History::new(reread, grid, POOL, blocks, at_once)?,
+                history: History::new(reread, grid, POOL, slots)?,
                 grid,
                 selected: options.selected,
                 seed: options.seed,
@@ -263,12 +258,11 @@ impl Session {
         self.steps.push(step);
         if self.sampled.contains(&block) {
             let out = self.out.to_f32_vec()?;
-            let mut sample = self.comparison.sample(block, &places, &out)?;
-            sample.seconds = self.seconds(block);
-            self.samples.push(sample);
+            self.samples.push(self.comparison.sample(block, &places, &out)?);
         }
         if self.shown.contains(&block) {
-            self.recalled.push(self.recall(block, &places)?);
+            let recalled = self.recall(block, &places)?;
+            self.recalled.push(recalled);
         }
         Ok(())
     }
@@ -299,20 +293,20 @@ impl Session {
 
     fn recall(&mut self, block: usize, places: &[(usize, Place)]) -> Result<Recalled> {
         Ok(Recalled {
-            seconds: self.seconds(block),
+            seconds: self.footage.seconds(block),
             original: self.footage.clip.play(block * FRAMES)?,
             through: self.comparison.recall(block, places, self.policy)?,
         })
     }
 
-    /// When a block begins.
-    fn seconds(&self, block: usize) -> f64 {
-        (block * FRAMES) as f64 / self.footage.clip.frames_per_second()
-    }
-
     fn report(&self, options: &Options, config: &PackConfig, frames: usize, elapsed: Duration) -> Report {
         let full = config.context_tokens().0;
-        let times: Vec<f32> = self.steps.iter().filter(|s| s.context_tokens == full).map(|s| s.ms).collect();
+        let times: Vec<f32> = self
+            .steps
+            .iter()
+            .filter(|s| s.context_tokens == full)
+            .map(|s| s.ms)
+            .collect();
         let quarter = times.len() / 4;
         let blocks = self.steps.len();
         let runs: Vec<f64> = self.samples.iter().map(|s| s.run_rel_l2_vs_full).collect();
@@ -357,7 +351,9 @@ fn choose_device(options: &Options, stdout: &mut impl Write) -> Result<Device> {
     if best.kind() == DeviceKind::Cuda {
         here.insert(0, best.to_string());
     }
-    let simt_absent = simt().map(|_| here.push("simt (kernels on the cpu, for tests)".into())).err();
+    let simt_absent = simt()
+        .map(|_| here.push("simt (kernels on the cpu, for tests)".into()))
+        .err();
     writeln!(stdout, "devices   {}", here.join(", "))?;
     let absent = absent.into_iter().map(|a| (a.kind.name(), a.reason));
     for (name, reason) in absent.chain(simt_absent.map(|reason| ("simt", reason))) {
@@ -437,8 +433,16 @@ fn write(folder: &Path, session: &Session, config: &PackConfig, report: &Report)
     let mut json = serde_json::to_vec_pretty(report)?;
     json.push(b'\n');
     output::write(folder, "report.json", &json)?;
-    output::write(folder, "chart.png", &show::chart(report, &session.steps, config)?.png()?)?;
-    output::write(folder, "memory.png", &show::memory(&session.recalled, session.policy)?.png()?)
+    output::write(
+        folder,
+        "chart.png",
+        &show::chart(report, &session.steps, config)?.png()?,
+    )?;
+    output::write(
+        folder,
+        "memory.png",
+        &show::memory(&session.recalled, session.policy)?.png()?,
+    )
 }
 
 #[cfg(test)]

@@ -194,7 +194,9 @@ mod tests {
         let mut random = Random::new(seed);
         let mut picture = Picture::grey(4, 5, false);
         for plane in [&mut picture.y, &mut picture.u, &mut picture.v] {
-            plane.iter_mut().for_each(|x| *x = (random.uniform() * 256.0).floor() as f32);
+            plane
+                .iter_mut()
+                .for_each(|x| *x = (random.uniform() * 256.0).floor() as f32);
         }
         picture
     }
@@ -203,7 +205,11 @@ mod tests {
     fn values_are_the_picture() {
         let frame = noise(1);
         let tokens = Projector::new().tokens(std::slice::from_ref(&frame));
-        let grid = Grid { frames: 1, rows: 4, cols: 5 };
+        let grid = Grid {
+            frames: 1,
+            rows: 4,
+            cols: 5,
+        };
         assert_eq!(picture(&tokens.v, grid, false), frame);
     }
 

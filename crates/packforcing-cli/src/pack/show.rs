@@ -27,9 +27,13 @@ pub fn table(report: &Report, config: &PackConfig, out: &mut impl Write) -> Resu
     )?;
     writeln!(
         out,
-        "memory    {} for the cache, {} if everything were kept",
+        "memory    {} for the cache, {} if everything were kept{}",
         mb(report.cache_bytes),
-        mb(report.full_cache_bytes)
+        mb(report.full_cache_bytes),
+        report.peak_rss_bytes.map_or_else(String::new, |bytes| format!(
+            "; the program had at most {}",
+            mb(bytes as usize)
+        ))
     )?;
     match (report.ms_per_block_early, report.ms_per_block_late) {
         (Some(early), Some(late)) => writeln!(
@@ -86,7 +90,11 @@ pub fn chart(report: &Report, steps: &[Step], config: &PackConfig) -> Result<Ima
     let block_bytes = config.block_tokens().0 * config.token_bytes();
     let of_samples = |of: fn(&Measure) -> f64| -> Vec<Line> {
         let variants = report.variants.iter().enumerate().map(|(i, v)| Line {
-            points: report.samples.iter().map(|s| (s.seconds, of(&s.variants[i].measure))).collect(),
+            points: report
+                .samples
+                .iter()
+                .map(|s| (s.seconds, of(&s.variants[i].measure)))
+                .collect(),
             style: style(v.compression, v.policy),
         });
         variants.collect()
@@ -143,8 +151,17 @@ pub fn chart(report: &Report, steps: &[Step], config: &PackConfig) -> Result<Ima
         ),
     ];
     let mut legend = vec![
-        (None, format!("{} s of video, {} blocks, on {}", report.seconds, report.blocks, report.device)),
-        (Some(packed), format!("the packed cache ({}, {})", report.compression, report.policy)),
+        (
+            None,
+            format!(
+                "{} s of video, {} blocks, on {}",
+                report.seconds, report.blocks, report.device
+            ),
+        ),
+        (
+            Some(packed),
+            format!("the packed cache ({}, {})", report.compression, report.policy),
+        ),
         (Some(whole), "everything kept".to_string()),
         (None, String::new()),
         (None, format!("old blocks in the context ({} chosen)", report.selected)),
@@ -200,10 +217,7 @@ pub fn memory(recalled: &[Recalled], policy: Policy) -> Result<Image> {
     const HEAD: usize = 40;
     let (rows, cols) = recalled.first().map_or((4, 4), |r| (r.original.rows, r.original.cols));
     let (width, height) = (ZOOM * PATCH * cols, ZOOM * PATCH * rows);
-    let mut image = Image::white(
-        SIDE + recalled.len() * (width + GAP),
-        HEAD + 4 * (height + GAP),
-    );
+    let mut image = Image::white(SIDE + recalled.len() * (width + GAP), HEAD + 4 * (height + GAP));
     let labels = [
         ["the video", ""],
         ["its past,", "everything kept"],
