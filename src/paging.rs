@@ -510,9 +510,12 @@ impl Context {
 
     /// One stream of it, for a host device: its page list and its segments.
     pub(crate) fn host_stream(&self, stream: usize) -> (&[i32], &[ffi::Segment]) {
+        let count = self.counts.view().host::<i32>()[stream] as usize;
+        if count == 0 {
+            return (&[], &[]); // there may be no memory at all, and that is not aligned
+        }
         let pages = self.pages.entries.view().host::<i32>();
         let segments: &[ffi::Segment] = bytemuck::cast_slice(self.segments.view().host::<u8>());
-        let count = self.counts.view().host::<i32>()[stream] as usize;
         let first = stream * self.max_segments();
         (
             &pages[stream * self.max_pages()..][..self.max_pages()],

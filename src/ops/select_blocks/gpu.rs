@@ -14,7 +14,7 @@ const WARP: usize = 32;
 /// As the plans in `kernels/select_blocks.cu`.
 const SUM_SHARED: usize = 4 * THREADS * 8;
 const SCORE_SHARED: usize = 4 * super::MAX_WIDTH;
-const SELECT_SHARED: usize = 4 * (super::MAX_CANDIDATES + super::MAX_SELECTED + 1) + 12;
+const SELECT_SHARED: usize = 4 * (super::MAX_CANDIDATES + super::MAX_SELECTED + 1);
 
 fn launch<P: KernelParams>(
     device: &Device,
