@@ -67,19 +67,23 @@ pub fn draw(panels: &[Panel], legend: &Legend, width: usize, height: usize) -> R
 
 /// Writes a text into a picture, its upper left corner at (x, y).
 pub fn write(image: &mut Image, text: &str, x: usize, y: usize, size: usize) -> Result<()> {
-    let style = (FONT, size as f64).into_font().color(&INK);
     area(image)
-        .draw(&Text::new(text.to_string(), (x as i32, y as i32), style))
+        .draw(&Text::new(text.to_string(), (x as i32, y as i32), font(size)))
         .map_err(|e| anyhow!("picture: {e}"))
 }
 
-fn area(image: &mut Image) -> Area<'_> {
+/// The font at this size.
+fn font(size: usize) -> TextStyle<'static> {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
         let font = include_bytes!("../assets/DejaVuSans-ascii.ttf");
-        // Without it text would draw nothing; the test below would tell.
+        // A font that is refused is an error as soon as something is written.
         let _ = plotters::style::register_font(FONT, FontStyle::Normal, font);
     });
+    (FONT, size as f64).into_font().color(&INK)
+}
+
+fn area(image: &mut Image) -> Area<'_> {
     let size = (image.width as u32, image.height as u32);
     BitMapBackend::with_buffer(&mut image.rgb, size).into_drawing_area()
 }
@@ -91,11 +95,7 @@ fn draw_panel(panel: &Panel, place: &Area<'_>) -> Result<(), Box<dyn std::error:
     let lowest = points().map(|p| p.1).filter(|&y| y > 0.0).fold(f64::INFINITY, f64::min);
     let top = panel.top.unwrap_or(1.15 * highest.max(1e-9));
 
-    place.draw(&Text::new(
-        panel.title.clone(),
-        (16, 12),
-        (FONT, 19).into_font().color(&INK),
-    ))?;
+    place.draw(&Text::new(panel.title.clone(), (16, 12), font(19)))?;
     let mut builder = ChartBuilder::on(place);
     builder
         .margin_top(44)
@@ -118,8 +118,8 @@ fn draw_panel(panel: &Panel, place: &Area<'_>) -> Result<(), Box<dyn std::error:
                 .x_desc(&panel.x)
                 .y_label_formatter(&|y| (panel.label)(*y))
                 .x_label_formatter(&|x| format!("{}", (x * 100.0).round() / 100.0))
-                .label_style((FONT, 15).into_font().color(&INK))
-                .axis_desc_style((FONT, 15).into_font().color(&INK))
+                .label_style(font(15))
+                .axis_desc_style(font(15))
                 .draw()?;
             for Line { points, style } in &panel.lines {
                 let stroke = style.color.stroke_width(2);
@@ -166,10 +166,7 @@ fn draw_legend(legend: &Legend, place: &Area<'_>) -> Result<(), Box<dyn std::err
             }
             x += 48;
         }
-        let anchored = (FONT, 16)
-            .into_font()
-            .color(&INK)
-            .pos(Pos::new(HPos::Left, VPos::Center));
+        let anchored = font(16).pos(Pos::new(HPos::Left, VPos::Center));
         place.draw(&Text::new(text.clone(), (x, y), anchored))?;
     }
     Ok(())
