@@ -372,3 +372,67 @@ fn slot_pages(grid: Grid, pool: MeanPool) -> usize {
 fn pages_of(grid: Grid) -> usize {
     grid.tokens().0.div_ceil(PAGE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRID: Grid = Grid {
+        frames: 4,
+        rows: 12,
+        cols: 20,
+    };
+    const POOL: MeanPool = MeanPool {
+        cell: [2, 4, 4],
+        remainder: packforcing::cache::Remainder::Drop,
+    };
+
+    fn history(slots: usize) -> History {
+        let footage = Footage::new(Clip::open(None).unwrap(), GRID.frames);
+        History::new(footage, GRID, POOL, slots).unwrap()
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        let (a, b) = (a.to_vec::<f32>().unwrap(), b.to_vec::<f32>().unwrap());
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn little_memory_gives_what_much_gives() {
+        let (mut little, mut much) = (history(3), history(100));
+        let queries = little.queries(70).unwrap();
+        assert_eq!(queries, much.queries(70).unwrap());
+        let queries = &queries[..8 * WIDTH];
+        // Block 64 is block 0 again; blocks 5 and 69 are one, once merged and once whole.
+        let context: Vec<_> = [0, 1, 2, 3, 4, 64, 70].map(|b| (b, Form::Whole, 4 * (70 - b))).into();
+        let merged = [(5, Form::Merged, 20), (69, Form::Whole, 4), (6, Form::Merged, 8)];
+        let context = [context, merged.into()].concat();
+        let a = little.attend(queries, &context).unwrap();
+        let b = much.attend(queries, &context).unwrap();
+        assert!(difference(&a.out, &b.out) < 1e-5);
+        assert!(difference(&a.lse, &b.lse) < 1e-4);
+        let ones = vec![1.0; WIDTH];
+        let blocks: Vec<usize> = (0..9).collect();
+        assert_eq!(
+            little.scores(&ones, &blocks).unwrap(),
+            much.scores(&ones, &blocks).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_context_of_nothing_is_nothing() {
+        let mut history = history(1);
+        let queries = history.queries(0).unwrap();
+        let nothing = history.attend(&queries[..WIDTH], &[]).unwrap();
+        assert_eq!(nothing.out.to_vec::<f32>().unwrap(), vec![0.0; WIDTH]);
+        assert_eq!(nothing.lse.to_vec::<f32>().unwrap(), vec![f32::NEG_INFINITY; HEADS]);
+    }
+
+    #[test]
+    fn periods() {
+        let clip = || Clip::open(None).unwrap(); // 128 frames, 256 there and back
+        assert_eq!(Footage::new(clip(), 4).period(), 64);
+        assert_eq!(Footage::new(clip(), 3).period(), 256);
+    }
+}
