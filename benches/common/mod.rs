@@ -23,7 +23,14 @@ pub enum Work {
 }
 
 /// Times `call` by the device's own clock.
-pub fn time(c: &mut Criterion, op: &str, case: &str, work: &Work, device: &Device, mut call: impl FnMut() -> Result<()>) {
+pub fn time(
+    c: &mut Criterion,
+    op: &str,
+    case: &str,
+    work: &Work,
+    device: &Device,
+    mut call: impl FnMut() -> Result<()>,
+) {
     let mut group = c.benchmark_group(op);
     group.sample_size(10);
     group.throughput(match *work {

@@ -228,7 +228,8 @@ impl Session {
         // A context that is compared: everything whole, and the block itself.
         let at_once = SINK + options.selected + RECENT + 1;
         let reread = Footage::new(clip.reopen()?, FRAMES);
-        let slots = history::slots(grid, POOL).max(at_once).min(blocks);
+        let needed = if sampled.is_empty() { 1 } else { blocks };
+        let slots = history::slots(grid, POOL).max(at_once).min(needed);
         Ok(Session {
             video: pool.stream()?,
             pool,
