@@ -221,6 +221,11 @@ impl PageLists {
         self.pool_pages
     }
 
+    /// Bytes of device memory that they take up.
+    pub fn bytes(&self) -> usize {
+        self.entries.bytes()
+    }
+
     /// The entries of the lists in use, i32 `[streams, length]`.
     pub fn view(&self) -> View<'_> {
         let lists = self.entries.view();
@@ -487,7 +492,7 @@ impl Context {
 
     /// Bytes of device memory that it owns.
     pub fn bytes(&self) -> usize {
-        self.pages.entries.bytes() + self.segments.bytes() + self.counts.bytes()
+        self.pages.bytes() + self.segments.bytes() + self.counts.bytes()
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -505,9 +510,12 @@ impl Context {
 
     /// One stream of it, for a host device: its page list and its segments.
     pub(crate) fn host_stream(&self, stream: usize) -> (&[i32], &[ffi::Segment]) {
+        let count = self.counts.view().host::<i32>()[stream] as usize;
+        if count == 0 {
+            return (&[], &[]); // there may be no memory at all, and that is not aligned
+        }
         let pages = self.pages.entries.view().host::<i32>();
         let segments: &[ffi::Segment] = bytemuck::cast_slice(self.segments.view().host::<u8>());
-        let count = self.counts.view().host::<i32>()[stream] as usize;
         let first = stream * self.max_segments();
         (
             &pages[stream * self.max_pages()..][..self.max_pages()],
