@@ -389,7 +389,7 @@ impl Context {
             }
             let mut list = Vec::new();
             for s in segments {
-                let room = s.pages.len() * self.page_tokens;
+                let room = s.pages.len().saturating_mul(self.page_tokens);
                 if s.tokens > room || s.tokens > i32::MAX as usize {
                     return refuse(
                         "tokens",
