@@ -23,8 +23,8 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// The noise of elements `0..count`: Box-Muller on pairs of words, `u = word / 2^32 + 2^-33`, the
-/// angle `word / 2^32` turns.
+/// The noise of elements `0..count`: Box-Muller on pairs of words, `u = word / 2^32 + 2^-33` rounded
+/// to f32, the angle `word / 2^32` turns.
 pub fn noise(seed: u64, offset: u64, count: usize) -> Vec<f64> {
     let element = |e: usize| {
         let counter = offset.wrapping_add(e as u64 / 4);
@@ -33,10 +33,11 @@ pub fn noise(seed: u64, offset: u64, count: usize) -> Vec<f64> {
             [seed as u32, (seed >> 32) as u32],
         );
         let pair = e % 4 / 2 * 2;
-        let [u, turns] = [words[pair], words[pair + 1]].map(|w| f64::from(w) / 2f64.powi(32));
-        let radius = (-2.0 * (u + 2f64.powi(-33)).ln()).sqrt();
+        let u = words[pair] as f32 * 2f32.powi(-32) + 2f32.powi(-33);
+        let radius = (-2.0 * f64::from(u).ln()).sqrt();
+        let turns = f64::from(words[pair + 1]) / 2f64.powi(32);
         let (sin, cos) = (std::f64::consts::TAU * turns).sin_cos();
-        radius * if e % 2 == 0 { cos } else { sin }
+        radius * if e.is_multiple_of(2) { cos } else { sin }
     };
     (0..count).map(element).collect()
 }

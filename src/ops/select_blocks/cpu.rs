@@ -209,9 +209,9 @@ fn lay_out(args: &SelectBlocks<'_>, stream: usize, chosen: &[usize], context: &m
 
     let (max_pages, max_segments) = (context.max_pages(), context.max_segments());
     context.pages.view_mut().host::<i32>()[stream * max_pages..][..list.len()].copy_from_slice(&list);
-    let mut bytes = context.segments.view_mut();
-    let all: &mut [ffi::Segment] = bytemuck::cast_slice_mut(bytes.host::<u8>());
-    all[stream * max_segments..][..segments.len()].copy_from_slice(&segments);
+    let bytes: &[u8] = bytemuck::cast_slice(&segments);
+    let first = stream * max_segments * size_of::<ffi::Segment>();
+    context.segments.view_mut().host::<u8>()[first..][..bytes.len()].copy_from_slice(bytes);
     context.counts.view_mut().host::<i32>()[stream] = segments.len() as i32;
 }
 

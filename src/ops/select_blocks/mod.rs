@@ -113,6 +113,7 @@ pub fn sum_keys(args: &SumKeys<'_>, sums: &mut ViewMut<'_>) -> Result<()> {
 
 /// Where the scores of candidates come from.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "made once a call, and a box would allocate")]
 pub enum Scores<'a> {
     /// `score[m] = sum_h (sum_i q_i[h]) . key_sums[m, h / (q_heads / kv_heads)]`
     Dot {
