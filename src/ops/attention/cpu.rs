@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Portable};
 use super::{Attention, Shape};
 use crate::dtype::{DType, Float, bf16, f16};
 use crate::ffi;
@@ -291,11 +291,10 @@ fn isa() -> Isa {
             };
         }
     }
-    const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
     Isa {
-        lanes: VECTORS * 4,
+        lanes: VECTORS * Portable::W,
         rows: 4,
-        fold: fold::<4, 4, FUSED>,
+        fold: fold::<Portable, 4>,
     }
 }
 
@@ -303,95 +302,102 @@ fn isa() -> Isa {
 #[cfg(all(target_arch = "x86_64", packforcing_avx512))]
 #[target_feature(enable = "avx512f")]
 fn fold_avx512(tile: &Tile, panel: &mut Panel, weights: &mut [f32]) {
-    fold::<16, 8, true>(tile, panel, weights);
+    fold::<std::arch::x86_64::__m512, 8>(tile, panel, weights);
 }
 
 // 4 x 3 sums, 3 vectors of queries and the number they are multiplied by: all 16 registers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn fold_avx2(tile: &Tile, panel: &mut Panel, weights: &mut [f32]) {
-    fold::<8, 4, true>(tile, panel, weights);
+    fold::<std::arch::x86_64::__m256, 4>(tile, panel, weights);
 }
 
-/// Folds a tile of keys into a panel of `VECTORS * W` queries: logits, weights, weighted values.
+/// Folds a tile of keys into a panel of `VECTORS` vectors of queries: logits, weights, weighted
+/// values.
 #[inline(always)]
-fn fold<const W: usize, const ROWS: usize, const FUSED: bool>(tile: &Tile, panel: &mut Panel, weights: &mut [f32]) {
-    let lanes = VECTORS * W;
-    let zero = Lanes::<W>::splat(0.0);
+fn fold<V: Lanes, const ROWS: usize>(tile: &Tile, panel: &mut Panel, weights: &mut [f32]) {
+    let lanes = VECTORS * V::W;
 
     // Logits, ROWS keys at a time, and their maximum. Rows past the end hold anything; their bias
     // of -inf makes them -inf or NaN, which the maximum passes over.
-    let mut max: [_; VECTORS] = from_fn(|n| Lanes::<W>::load(&panel.max[n * W..]));
-    let old = max;
-    let scale = Lanes::splat(tile.scale);
+    let old: [V; VECTORS] = load(&panel.max);
+    let mut max = old;
+    let scale = V::splat(tile.scale);
     let passes = tile.k.chunks_exact(ROWS * tile.dim).zip(tile.bias.chunks_exact(ROWS));
     for ((k, bias), logits) in passes
         .zip(weights.chunks_exact_mut(ROWS * lanes))
         .take(tile.tokens.div_ceil(ROWS))
     {
         let k: [&[f32]; ROWS] = from_fn(|r| &k[r * tile.dim..][..tile.dim]);
-        let mut sums = [[zero; VECTORS]; ROWS];
-        for (d, q) in panel.turned.chunks_exact(lanes).enumerate().take(tile.dim) {
-            multiply_add::<W, ROWS, FUSED>(&mut sums, from_fn(|r| k[r][d]), q);
+        let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
+        for (d, q) in (0..tile.dim).zip(panel.turned.chunks_exact(lanes)) {
+            let q: [V; VECTORS] = load(q);
+            for (sums, k) in sums.iter_mut().zip(k) {
+                multiply_add(sums, k[d], &q);
+            }
         }
-        for r in 0..ROWS {
+        for (r, logits) in logits.chunks_exact_mut(lanes).enumerate() {
             for n in 0..VECTORS {
-                let logit = sums[r][n].mul_add::<FUSED>(scale, Lanes::splat(bias[r]));
+                let logit = sums[r][n].mul_add(scale, V::splat(bias[r]));
                 max[n] = max[n].max(logit);
-                logit.store(&mut logits[r * lanes + n * W..]);
+                logit.store(&mut logits[n * V::W..]);
             }
         }
     }
 
     // Weights. Where nothing is above -inf yet, 0 stands in for the maximum: -inf - -inf is NaN.
-    let base = max.map(|m| m.map(|m| if m == f32::NEG_INFINITY { 0.0 } else { m }));
-    let shrink: [_; VECTORS] = from_fn(|n| old[n].zip(base[n], |x, y| x - y).exp2::<FUSED>());
-    let mut sum = [zero; VECTORS];
+    let (mut base, mut shrink, mut sum) = (max, max, max);
+    for n in 0..VECTORS {
+        base[n] = max[n].zero_below(max[n], f32::MIN);
+        shrink[n] = old[n].sub(base[n]).exp2();
+        sum[n] = V::load(&panel.sum[n * V::W..]).mul(shrink[n]);
+        max[n].store(&mut panel.max[n * V::W..]);
+    }
     for weights in weights.chunks_exact_mut(lanes).take(tile.tokens) {
         for n in 0..VECTORS {
-            let logit = Lanes::<W>::load(&weights[n * W..]);
-            let weight = logit.zip(base[n], |x, y| x - y).exp2::<FUSED>();
-            sum[n] = sum[n].zip(weight, |x, y| x + y);
-            weight.store(&mut weights[n * W..]);
+            let weight = V::load(&weights[n * V::W..]).sub(base[n]).exp2();
+            sum[n] = sum[n].add(weight);
+            weight.store(&mut weights[n * V::W..]);
         }
     }
     for n in 0..VECTORS {
-        let before = Lanes::<W>::load(&panel.sum[n * W..]);
-        before
-            .mul_add::<FUSED>(shrink[n], sum[n])
-            .store(&mut panel.sum[n * W..]);
-        max[n].store(&mut panel.max[n * W..]);
+        sum[n].store(&mut panel.sum[n * V::W..]);
     }
 
     // Weighted values, ROWS dimensions at a time.
     for (pass, out) in panel.out.chunks_exact_mut(ROWS * lanes).enumerate() {
-        let mut sums: [[_; VECTORS]; ROWS] =
-            from_fn(|r| from_fn(|n| Lanes::<W>::load(&out[r * lanes + n * W..]).zip(shrink[n], |x, y| x * y)));
+        let mut sums = [shrink; ROWS];
+        for (sums, out) in sums.iter_mut().zip(out.chunks_exact(lanes)) {
+            for n in 0..VECTORS {
+                sums[n] = sums[n].mul(V::load(&out[n * V::W..]));
+            }
+        }
         let keys = tile.v.chunks_exact(tile.padded).zip(weights.chunks_exact(lanes));
         for (v, weights) in keys.take(tile.tokens) {
             let v = &v[pass * ROWS..][..ROWS];
-            multiply_add::<W, ROWS, FUSED>(&mut sums, from_fn(|r| v[r]), weights);
+            let weights: [V; VECTORS] = load(weights);
+            for (sums, &v) in sums.iter_mut().zip(v) {
+                multiply_add(sums, v, &weights);
+            }
         }
-        for r in 0..ROWS {
+        for (sums, out) in sums.iter().zip(out.chunks_exact_mut(lanes)) {
             for n in 0..VECTORS {
-                sums[r][n].store(&mut out[r * lanes + n * W..]);
+                sums[n].store(&mut out[n * V::W..]);
             }
         }
     }
 }
 
-/// `sums[r] += a[r] * b`
 #[inline(always)]
-fn multiply_add<const W: usize, const ROWS: usize, const FUSED: bool>(
-    sums: &mut [[Lanes<W>; VECTORS]; ROWS],
-    a: [f32; ROWS],
-    b: &[f32],
-) {
-    let b: [_; VECTORS] = from_fn(|n| Lanes::load(&b[n * W..]));
-    for r in 0..ROWS {
-        let a = Lanes::splat(a[r]);
-        for n in 0..VECTORS {
-            sums[r][n] = a.mul_add::<FUSED>(b[n], sums[r][n]);
-        }
+fn load<V: Lanes>(from: &[f32]) -> [V; VECTORS] {
+    [V::load(from), V::load(&from[V::W..]), V::load(&from[2 * V::W..])]
+}
+
+/// `sums += a * b`
+#[inline(always)]
+fn multiply_add<V: Lanes>(sums: &mut [V; VECTORS], a: f32, b: &[V; VECTORS]) {
+    let a = V::splat(a);
+    for n in 0..VECTORS {
+        sums[n] = a.mul_add(b[n], sums[n]);
     }
 }
