@@ -416,8 +416,8 @@ fn spread(count: usize, end: usize) -> Vec<usize> {
     (1..=count).map(|i| i * last / count).collect()
 }
 
-/// Blocks to compare: one, by seed, of each of `count` equal parts of the video, and the last. A
-/// fixed distance would meet a video that repeats itself at few of its moments.
+/// Blocks to compare: one, by seed, of the later half of each of `count` equal parts of the video,
+/// and the last. A fixed distance would meet a video that repeats itself at few of its moments.
 fn sampled(count: usize, blocks: usize, seed: u64) -> Vec<usize> {
     let mut ends = spread(count, blocks);
     let mut random = Random::new(seed);
@@ -425,7 +425,7 @@ fn sampled(count: usize, blocks: usize, seed: u64) -> Vec<usize> {
     let whole = ends.len();
     for end in ends.iter_mut().take(whole.saturating_sub(1)) {
         let part = start..*end;
-        *end = part.end - (random.uniform() * part.len() as f64) as usize;
+        *end = part.end - (random.uniform() * 0.5 * part.len() as f64) as usize;
         start = part.end;
     }
     ends

@@ -49,8 +49,9 @@ pub fn table(report: &Report, config: &PackConfig, out: &mut impl Write) -> Resu
     }
     writeln!(
         out,
-        "\nagainst attention over the full history, mean of {} blocks",
-        report.samples.len()
+        "\nagainst attention over the full history, mean of {} sampled block{}",
+        report.samples.len(),
+        if report.samples.len() == 1 { "" } else { "s" }
     )?;
     writeln!(out, "  compression  policy   error (rel. L2)  attention kept")?;
     for v in &report.variants {
