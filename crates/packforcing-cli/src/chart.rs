@@ -37,6 +37,8 @@ pub struct Panel {
     pub title: String,
     pub x: String,
     pub lines: Vec<Line>,
+    /// Where the axis of time ends.
+    pub end: f64,
     pub log: bool,
     /// The top of the axis, where it is known.
     pub top: Option<f64>,
@@ -90,7 +92,6 @@ fn area(image: &mut Image) -> Area<'_> {
 
 fn draw_panel(panel: &Panel, place: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
     let points = || panel.lines.iter().flat_map(|line| &line.points);
-    let end = points().map(|p| p.0).fold(1e-9, f64::max);
     let highest = points().map(|p| p.1).fold(0.0, f64::max);
     let lowest = points().map(|p| p.1).filter(|&y| y > 0.0).fold(f64::INFINITY, f64::min);
     let top = panel.top.unwrap_or(1.15 * highest.max(1e-9));
@@ -102,11 +103,11 @@ fn draw_panel(panel: &Panel, place: &Area<'_>) -> Result<(), Box<dyn std::error:
         .margin_right(24)
         .margin_bottom(6)
         .x_label_area_size(42)
-        .y_label_area_size(76);
+        .y_label_area_size(92);
     // The two kinds of axis are different types.
     macro_rules! on_axis {
         ($y:expr) => {{
-            let mut chart = builder.build_cartesian_2d(0.0..end, $y)?;
+            let mut chart = builder.build_cartesian_2d(0.0..panel.end, $y)?;
             chart
                 .configure_mesh()
                 .disable_x_mesh()
@@ -148,7 +149,7 @@ fn draw_panel(panel: &Panel, place: &Area<'_>) -> Result<(), Box<dyn std::error:
 fn draw_legend(legend: &Legend, place: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
     for (row, (style, text)) in legend.iter().enumerate() {
         let y = 30 + 27 * row as i32;
-        let mut x = 76;
+        let mut x = 92;
         if let Some(style) = style {
             let stroke = style.color.stroke_width(2);
             let parts: &[(i32, i32)] = if style.dashed {
@@ -193,6 +194,7 @@ mod tests {
                     marked: true,
                 },
             }],
+            end: 1.0,
             log,
             top: None,
             label: |y| format!("{y:.0}"),
@@ -208,6 +210,7 @@ mod tests {
             title: "nothing".into(),
             x: "time (s)".into(),
             lines: Vec::new(),
+            end: 1.0,
             log: true,
             top: None,
             label: |y| format!("{y}"),

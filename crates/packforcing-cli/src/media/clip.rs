@@ -1,7 +1,7 @@
 //! A clip as the program sees it: cropped to whole patches, made smaller where it is large, and
 //! played back and forth without an end.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -88,9 +88,10 @@ impl Clip {
             return Clip::new(Box::new(Cursor::new(BUNNY)), BUNNY_NAME.into());
         };
         let name = path.display().to_string();
-        let file = File::open(path).with_context(|| name.clone())?;
-        let regular = file.metadata().with_context(|| name.clone())?.is_file();
+        // Asked before it is opened: opening a pipe waits for its writer.
+        let regular = fs::metadata(path).with_context(|| name.clone())?.is_file();
         ensure!(regular, "{name}: not a file that can be read back and forth");
+        let file = File::open(path).with_context(|| name.clone())?;
         let clip = Clip::new(Box::new(file), name.clone()).context(name)?;
         Ok(Clip {
             path: Some(path.into()),

@@ -24,6 +24,7 @@ use crate::report::{Report, peak_rss_bytes};
 use compare::{Comparison, Recalled};
 use history::{Footage, History};
 use project::{DIM, HEADS, Tokens};
+use random::Random;
 
 /// Frames of a block.
 const FRAMES: usize = 4;
@@ -221,7 +222,7 @@ struct Session {
 impl Session {
     fn new(options: &Options, device: &Device, config: &PackConfig, clip: Clip, blocks: usize) -> Result<Session> {
         let pool = PagePool::new(device, config)?;
-        let sampled = spread(options.samples, blocks);
+        let sampled = sampled(options.samples, blocks, options.seed);
         let pictures = if options.out.is_some() { RECALLED } else { 0 };
         let shown = spread(pictures.min(sampled.len()), sampled.len() + 1);
         let grid = config.block();
@@ -415,6 +416,21 @@ fn spread(count: usize, end: usize) -> Vec<usize> {
     (1..=count).map(|i| i * last / count).collect()
 }
 
+/// Blocks to compare: one, by seed, of the later half of each of `count` equal parts of the video,
+/// and the last. A fixed distance would meet a video that repeats itself at few of its moments.
+fn sampled(count: usize, blocks: usize, seed: u64) -> Vec<usize> {
+    let mut ends = spread(count, blocks);
+    let mut random = Random::new(seed);
+    let mut start = 0;
+    let whole = ends.len();
+    for end in ends.iter_mut().take(whole.saturating_sub(1)) {
+        let part = start..*end;
+        *end = part.end - (random.uniform() * 0.5 * part.len() as f64) as usize;
+        start = part.end;
+    }
+    ends
+}
+
 fn median(times: &[f32]) -> Option<f64> {
     let mut sorted = times.to_vec();
     sorted.sort_by(f32::total_cmp);
@@ -455,6 +471,17 @@ mod tests {
         assert_eq!(spread(3, 10), [3, 6, 9]);
         assert_eq!(spread(12, 3), [1, 2]);
         assert!(spread(12, 1).is_empty() && spread(0, 9).is_empty() && spread(3, 0).is_empty());
+    }
+
+    #[test]
+    fn sampled_blocks_are_different_and_end_with_the_last() {
+        for (count, blocks) in [(12, 750), (12, 13), (12, 5), (1, 2), (0, 9), (3, 1)] {
+            let chosen = sampled(count, blocks, 7);
+            assert_eq!(chosen.len(), count.min(blocks - 1));
+            assert!(chosen.windows(2).all(|w| w[0] < w[1]) && chosen.first() != Some(&0));
+            assert!(chosen.last().is_none_or(|&last| last == blocks - 1));
+        }
+        assert_ne!(sampled(12, 750, 7), sampled(12, 750, 8));
     }
 
     #[test]

@@ -49,8 +49,9 @@ pub fn table(report: &Report, config: &PackConfig, out: &mut impl Write) -> Resu
     }
     writeln!(
         out,
-        "\nagainst attention over the full history, mean of {} blocks",
-        report.samples.len()
+        "\nagainst attention over the full history, mean of {} sampled block{}",
+        report.samples.len(),
+        if report.samples.len() == 1 { "" } else { "s" }
     )?;
     writeln!(out, "  compression  policy   error (rel. L2)  attention kept")?;
     for v in &report.variants {
@@ -103,6 +104,7 @@ pub fn chart(report: &Report, steps: &[Step], config: &PackConfig) -> Result<Ima
         title: title.into(),
         x: "time in the video (s)".into(),
         lines,
+        end: report.seconds,
         log,
         top,
         label,
@@ -126,7 +128,13 @@ pub fn chart(report: &Report, steps: &[Step], config: &PackConfig) -> Result<Ima
             ],
             true,
             None,
-            |y| format!("{y}"),
+            |y| {
+                if y < 1.0 {
+                    format!("{y}")
+                } else {
+                    grouped(y.round() as u64)
+                }
+            },
         ),
         panel(
             "Time per block in the cache (ms)",
@@ -201,7 +209,7 @@ fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
