@@ -146,10 +146,10 @@ fn write_queries<T: Float>(q: &View<'_>, norm: Option<&Norm<'_, T>>, turns: &[Tu
     // Where tokens lie one after the other, each is a piece of its own.
     let row = (x.heads - 1) * strides[2] + x.dim;
     let apart = strides[1] >= row;
-    for stream in 0..out.shape()[0] {
+    for (stream, turns) in turns.iter().enumerate() {
         let all = &mut out.host::<T>()[stream * strides[0]..];
         let write = |token: usize, at: &mut Vec<Turn>, out: &mut [T], first: usize| {
-            turns[stream].of(token, at);
+            turns.of(token, at);
             write_token(&x, norm, (stream, token), at, out, |head| first + head * strides[2]);
         };
         if apart {

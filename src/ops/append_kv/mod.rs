@@ -230,11 +230,9 @@ fn checked(args: &AppendKv<'_>, q_out: Option<&ViewMut<'_>>, kv: &KvPagesMut<'_>
     if check.device.kind() != DeviceKind::Cpu {
         gpu::checked(&check, args, &shape, q_out, kv)?;
     }
-    check.distinct_pages(
-        "pages",
-        args.pages,
-        (streams, used_pages),
-        &mut vec![false; paged.pages],
-    )?;
+    if check.device.is_host() {
+        let mut taken = vec![false; paged.pages];
+        check.distinct_pages("pages", args.pages, (streams, used_pages), &mut taken)?;
+    }
     Ok(shape)
 }
