@@ -390,7 +390,8 @@ impl<'a> ViewMut<'a> {
     /// # Safety
     ///
     /// As [`View::from_raw`], and nobody else reads or writes the elements for `'a` except in the
-    /// order of the device's stream. No two elements share an address.
+    /// order of the device's stream. No two elements share an address. On a host device the gaps
+    /// that the strides leave between elements count as elements too.
     ///
     /// # Errors
     ///
