@@ -3,10 +3,11 @@ mod common;
 
 use approx::assert_abs_diff_eq;
 use common::{Errors, Golden, Rng, Suite, rounded, widen};
+use packforcing::dtype::{bf16, f16};
 use packforcing::ops::attention::reference::{self, rotated};
 use packforcing::ops::attention::{Attention, attention};
 use packforcing::paging::{Context, KvPages, Segment};
-use packforcing::{DType, Device, Error, Rope3d, Tensor};
+use packforcing::{DType, Device, DeviceKind, Error, Rope3d, Tensor, View, ViewMut};
 
 /// What one segment of a stream is like.
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +129,48 @@ impl Problem {
             let (o, l) = reference::attention(&widen(q), &segments, &frequencies, self.scale.into());
             out.extend(o);
             lse.push(l);
+        });
+        (out, lse)
+    }
+
+    /// The same in the dtype, as plainly as can be: turned queries, weights and results are rounded
+    /// to the dtype, everything between is f32. What devices' errors are measured by.
+    fn plain(&self) -> (Vec<f32>, Vec<f32>) {
+        let round = |x: f32| match self.dtype {
+            DType::F32 => x,
+            DType::F16 => f16::from_f32(x).to_f32(),
+            _ => bf16::from_f32(x).to_f32(),
+        };
+        let frequencies = self.frequencies();
+        let (mut out, mut lse) = (Vec::new(), Vec::new());
+        self.each(|stream, head, q| {
+            let (mut logits, mut row) = (Vec::new(), head);
+            for part in &self.streams[stream] {
+                let mut turned = q.to_vec();
+                for (pair, frequency) in turned.chunks_exact_mut(2).zip(&frequencies) {
+                    let (sin, cos) = (f64::from(part.rotation) * frequency).sin_cos();
+                    let (sin, cos, x, y) = (sin as f32, cos as f32, pair[0], pair[1]);
+                    (pair[0], pair[1]) = (round(x * cos - y * sin), round(x * sin + y * cos));
+                }
+                for _ in 0..part.tokens {
+                    let k = &self.k[stream][row * self.dim..][..self.dim];
+                    let dot: f32 = turned.iter().zip(k).map(|(q, k)| q * k).sum();
+                    let slot = if part.slot_bias { self.bias[stream][row] } else { 0.0 };
+                    logits.push(dot * self.scale + part.key_bias + slot);
+                    row += self.kv_heads;
+                }
+            }
+            let max = logits.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+            let mut sum = 0.0;
+            let mut o = vec![0.0; self.dim];
+            for (j, logit) in logits.iter().enumerate() {
+                let p = (logit - max).exp();
+                sum += p;
+                let v = &self.v[stream][(j * self.kv_heads + head) * self.dim..];
+                o.iter_mut().zip(v).for_each(|(o, v)| *o += round(p) * v);
+            }
+            out.extend(o.iter().map(|o| round(o / sum)));
+            lse.push(max + sum.ln());
         });
         (out, lse)
     }
@@ -288,8 +331,624 @@ fn golden_rope(golden: &Golden) {
     }
 }
 
+/// What a device takes.
+fn dtypes(device: &Device) -> &'static [DType] {
+    match device.kind() {
+        DeviceKind::Cpu => &[DType::F32, DType::F16, DType::BF16],
+        _ => &[DType::F16, DType::BF16],
+    }
+}
+
+fn turned(tokens: usize, rotation: f32) -> Part {
+    Part {
+        rotation,
+        ..part(tokens)
+    }
+}
+
+/// A stream like those of a long video: turned segments, biased ones, empty ones, one of one key.
+fn mixed(rng: &mut Rng, most: usize) -> Vec<Part> {
+    let count = rng.below(1..6);
+    (0..count)
+        .map(|_| Part {
+            tokens: match rng.below(0..4) {
+                0 => rng.below(0..2),
+                _ => rng.below(0..most + 1),
+            },
+            rotation: rng.below(0..2000) as f32 - 400.0,
+            key_bias: if rng.below(0..2) == 0 { 0.0 } else { rng.normal() as f32 },
+            slot_bias: rng.below(0..2) == 0,
+        })
+        .collect()
+}
+
+/// Runs a problem and holds it against the reference by the house's rule.
+fn check(problem: &Problem, device: &Device, page_tokens: usize, rng: &mut Rng) {
+    let (got, plain, truth) = (
+        problem.placed(device, page_tokens, rng).run(),
+        problem.plain(),
+        problem.truth(),
+    );
+    let largest = |x: &[f64]| x.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+    // Where the plain implementation is exact by luck, a few roundings of f32 are no fault.
+    let floor = |truth: &[f64]| 4.0 * f64::from(f32::EPSILON) * largest(truth);
+    Errors::of(&got.0, &truth.0).within(Errors::of(&plain.0, &truth.0), floor(&truth.0));
+    absolute(&got.1, &truth.1).within(absolute(&plain.1, &truth.1), floor(&truth.1));
+}
+
+/// Of a logarithm only absolute errors mean anything.
+fn absolute(got: &[f32], truth: &[f64]) -> Errors {
+    Errors {
+        rel_l2: 0.0,
+        ..Errors::of(got, truth)
+    }
+}
+
+fn shapes_that_hurt(device: &Device) {
+    let mut rng = Rng::new("shapes");
+    let large = [(239, 1), (799, 3), (113, 203), (1023, 1024)];
+    let small = [
+        (1, 1),
+        (1, 200),
+        (130, 1),
+        (127, 63),
+        (128, 64),
+        (129, 65),
+        (31, 129),
+        (48, 96),
+        (49, 97),
+    ];
+    for (i, &(tokens, keys)) in small.iter().chain(&large).enumerate() {
+        if i >= small.len() && device.kind() == DeviceKind::Simt {
+            break;
+        }
+        let dtype = dtypes(device)[i % dtypes(device).len()];
+        let problem = Problem::random(&mut rng, dtype, tokens, [1, 1], [64, 128][i % 2], &[vec![part(keys)]]);
+        check(&problem, device, [8, 16, 32, 96, 7][i % 5], &mut rng);
+    }
+}
+
+fn random_problems(device: &Device) {
+    let mut rng = Rng::new("random");
+    let (rounds, most) = match device.kind() {
+        DeviceKind::Simt => (10, 90),
+        _ => (24, 300),
+    };
+    for round in 0..rounds {
+        let streams: Vec<_> = (0..rng.below(1..4)).map(|_| mixed(&mut rng, most)).collect();
+        let kv_heads = rng.below(1..3);
+        let heads = [kv_heads * rng.below(1..4), kv_heads];
+        let dim = match device.kind() {
+            DeviceKind::Cpu => [64, 128, 6, 34][rng.below(0..4)],
+            _ => [64, 128][rng.below(0..2)],
+        };
+        let dtype = dtypes(device)[round % dtypes(device).len()];
+        let tokens = rng.below(1..140);
+        let mut problem = Problem::random(&mut rng, dtype, tokens, heads, dim, &streams);
+        if round % 8 == 7 {
+            problem.scale = [-0.3, 0.0, 0.9][rng.below(0..3)];
+        }
+        if problem.truth().1.contains(&f64::NEG_INFINITY) {
+            continue; // a stream without keys has a test of its own
+        }
+        let page_tokens = [8, 16, 32, 96, 1, 13, 65][rng.below(0..7)];
+        check(&problem, device, page_tokens, &mut rng);
+    }
+}
+
+fn bits(x: &(Vec<f32>, Vec<f32>)) -> Vec<u32> {
+    x.0.iter().chain(&x.1).map(|x| x.to_bits()).collect()
+}
+
+/// Pages of any size in any order, and none at all (a page as long as the longest segment), and a
+/// second run.
+fn paged_equals_contiguous(device: &Device) {
+    let mut rng = Rng::new("pages");
+    for &dtype in dtypes(device) {
+        let stream = vec![turned(150, 3.0), turned(1, -7.5), part(64), turned(70, 900.0)];
+        let problem = Problem::random(&mut rng, dtype, 70, [2, 1], 64, &[stream]);
+        let whole = problem.placed(device, 150, &mut rng);
+        let expected = bits(&whole.run());
+        assert_eq!(bits(&whole.run()), expected, "a second run");
+        for page_tokens in [8, 16, 32, 96, 37] {
+            let paged = problem.placed(device, page_tokens, &mut rng);
+            assert_eq!(bits(&paged.run()), expected, "{dtype}, pages of {page_tokens}");
+        }
+    }
+}
+
+fn streams_do_not_meet(device: &Device) {
+    let mut rng = Rng::new("streams");
+    for &dtype in dtypes(device) {
+        let streams = [
+            vec![part(40), turned(100, 5.0)],
+            vec![],
+            vec![turned(3, 1.0)],
+            vec![part(130)],
+        ];
+        let together = Problem::random(&mut rng, dtype, 33, [2, 2], 64, &streams);
+        let (out, lse) = together.placed(device, 16, &mut rng).run();
+        for (i, stream) in streams.iter().enumerate() {
+            let rows = 33 * 2;
+            let alone = Problem {
+                streams: vec![stream.clone()],
+                q: together.q[i * rows * 64..][..rows * 64].to_vec(),
+                k: vec![together.k[i].clone()],
+                v: vec![together.v[i].clone()],
+                bias: vec![together.bias[i].clone()],
+                ..together.clone()
+            };
+            let mine = (
+                out[i * rows * 64..][..rows * 64].to_vec(),
+                lse[i * rows..][..rows].to_vec(),
+            );
+            assert_eq!(
+                bits(&alone.placed(device, 16, &mut rng).run()),
+                bits(&mine),
+                "stream {i}"
+            );
+        }
+    }
+}
+
+fn nothing_to_attend_to(device: &Device) {
+    let mut rng = Rng::new("empty");
+    let closed = Part {
+        key_bias: f32::NEG_INFINITY,
+        ..turned(70, 2.0)
+    };
+    let by_slot = Part {
+        slot_bias: true,
+        ..part(5)
+    };
+    let streams = [
+        vec![],
+        vec![part(0), turned(0, 4.0)],
+        vec![closed],
+        vec![by_slot, closed],
+    ];
+    let mut problem = Problem::random(&mut rng, dtypes(device)[0], 5, [2, 1], 64, &streams);
+    problem.bias[3].fill(f32::NEG_INFINITY);
+    let (out, lse) = problem.placed(device, 8, &mut rng).run();
+    assert!(out.iter().all(|x| x.to_bits() == 0), "{out:?}");
+    assert!(lse.iter().all(|&x| x == f32::NEG_INFINITY), "{lse:?}");
+
+    // Closed keys before and after open ones change nothing but the last bits.
+    problem.streams = vec![vec![closed, part(9), closed, by_slot]];
+    let keys = 2 * 70 + 9 + 5;
+    let mut rows = || rounded(problem.dtype, &rng.normals(keys * 64));
+    (problem.k, problem.v) = (vec![rows()], vec![rows()]);
+    problem.bias = vec![vec![f32::NEG_INFINITY; keys]];
+    problem.q.truncate(5 * 2 * 64);
+    let (out, lse) = problem.placed(device, 8, &mut rng).run();
+    let (plain, truth) = (problem.plain(), problem.truth());
+    let floor = 4.0 * f64::from(f32::EPSILON);
+    Errors::of(&out, &truth.0).within(Errors::of(&plain.0, &truth.0), 4.0 * floor);
+    absolute(&lse, &truth.1).within(absolute(&plain.1, &truth.1), 4.0 * floor);
+}
+
+/// Zero queries weigh 2^m keys alike: sums of small integers, divided by a power of two. One key far
+/// above the others: its value.
+fn exact_cases(device: &Device) {
+    let mut rng = Rng::new("exact");
+    for (dtype, keys) in dtypes(device).iter().flat_map(|&d| [(d, 64), (d, 128), (d, 1)]) {
+        let mut problem = Problem::random(&mut rng, dtype, 3, [2, 1], 64, &[vec![part(keys)]]);
+        problem.q.fill(0.0);
+        problem.v[0].iter_mut().for_each(|v| *v = v.round());
+        let (out, lse) = problem.placed(device, 16, &mut rng).run();
+        let means: Vec<f32> = (0..64)
+            .map(|d| (0..keys).map(|j| problem.v[0][j * 64 + d]).sum::<f32>() / keys as f32)
+            .collect();
+        assert_eq!(out, rounded(dtype, &means).repeat(6));
+        for lse in lse {
+            assert_abs_diff_eq!(f64::from(lse), (keys as f64).ln(), epsilon = 1e-6);
+        }
+    }
+    for &dtype in dtypes(device) {
+        let mut problem = Problem::random(&mut rng, dtype, 1, [1, 1], 64, &[vec![part(150)]]);
+        problem.q.fill(0.0);
+        problem.q[0] = 64.0;
+        problem.scale = 1.0;
+        problem.k[0].iter_mut().step_by(64).for_each(|x| *x = 0.0);
+        let chosen = rng.below(0..150);
+        problem.k[0][chosen * 64] = 16.0; // a logit of 1024: e^-1024 is 0 in every dtype
+        let (out, lse) = problem.placed(device, 16, &mut rng).run();
+        assert_eq!(out, problem.v[0][chosen * 64..][..64]);
+        assert_abs_diff_eq!(f64::from(lse[0]), 1024.0, epsilon = 2e-4);
+    }
+}
+
+/// NaN shows where the formula has it and nowhere else; infinities end.
+fn not_numbers(device: &Device) {
+    let mut rng = Rng::new("nan");
+    for (i, poison) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().enumerate() {
+        let dtype = dtypes(device)[i % dtypes(device).len()];
+        let streams = vec![vec![part(90), part(20)]; 2];
+        for place in 0..4 {
+            let mut problem = Problem::random(&mut rng, dtype, 20, [2, 2], 64, &streams);
+            let target = match place {
+                0 => &mut problem.q,
+                1 => &mut problem.k[1],
+                2 => &mut problem.v[1],
+                _ => &mut problem.bias[0],
+            };
+            if place == 3 {
+                problem.streams[0][1].slot_bias = true;
+            }
+            let at = rng.below(0..target.len());
+            target[at] = poison;
+            let (out, lse) = problem.placed(device, 32, &mut rng).run();
+            let truth = problem.truth();
+            for (got, truth) in [(&out, &truth.0), (&lse, &truth.1)] {
+                let got: Vec<bool> = got.iter().map(|x| x.is_nan()).collect();
+                let expected: Vec<bool> = truth.iter().map(|x| x.is_nan()).collect();
+                assert_eq!(got, expected, "{poison} at {at} of input {place}, {dtype}");
+            }
+        }
+    }
+}
+
+/// A tensor inside a larger one, with NaN on either side of every dimension.
+struct Framed {
+    whole: Tensor,
+    inner: Vec<usize>,
+    margin: &'static [usize],
+}
+
+impl Framed {
+    fn new(inner: &Tensor, margin: &'static [usize]) -> Framed {
+        let shape = inner.shape().to_vec();
+        let whole: Vec<usize> = shape.iter().zip(margin).map(|(n, m)| n + 2 * m).collect();
+        let mut data = vec![f32::NAN; whole.iter().product()];
+        for (mut i, x) in inner.to_f32_vec().expect("values").into_iter().enumerate() {
+            let (mut at, mut stride) = (0, 1);
+            for d in (0..shape.len()).rev() {
+                at += (i % shape[d] + margin[d]) * stride;
+                stride *= whole[d];
+                i /= shape[d];
+            }
+            data[at] = x;
+        }
+        Framed {
+            whole: tensor(inner.device(), inner.dtype(), &data, &whole),
+            inner: shape,
+            margin,
+        }
+    }
+
+    fn poisoned(like: &Tensor, margin: &'static [usize]) -> Framed {
+        let nan = vec![f32::NAN; like.elements()];
+        Framed::new(&tensor(like.device(), like.dtype(), &nan, like.shape()), margin)
+    }
+
+    fn view(&self) -> View<'_> {
+        (0..self.inner.len()).fold(self.whole.view(), |view, d| {
+            view.narrow(d, self.margin[d], self.inner[d]).expect("a part")
+        })
+    }
+
+    fn view_mut(&mut self) -> ViewMut<'_> {
+        (0..self.inner.len()).fold(self.whole.view_mut(), |view, d| {
+            view.narrow(d, self.margin[d], self.inner[d]).expect("a part")
+        })
+    }
+
+    /// The inner elements; those around must still be NaN.
+    fn unframed(&self) -> Vec<f32> {
+        let whole = self.whole.to_f32_vec().expect("values");
+        let inner = self.view().to_f32_vec().expect("values");
+        let numbers = |x: &[f32]| x.iter().filter(|x| !x.is_nan()).count();
+        assert_eq!(numbers(&whole), numbers(&inner), "a margin was written");
+        inner
+    }
+}
+
+/// Views into larger tensors: what surrounds them is neither read nor written.
+fn strided(device: &Device) {
+    let mut rng = Rng::new("strided");
+    let biased = Part {
+        slot_bias: true,
+        ..turned(50, -1.0)
+    };
+    let streams = [vec![turned(80, 2.0)], vec![part(20), biased]];
+    for &dtype in dtypes(device) {
+        let problem = Problem::random(&mut rng, dtype, 21, [4, 2], 64, &streams);
+        let placed = problem.placed(device, 16, &mut rng);
+        let expected = placed.run();
+        let q = Framed::new(&placed.q, &[1, 2, 1, 8]);
+        let k = Framed::new(&placed.k, &[1, 1, 2, 16]);
+        let v = Framed::new(&placed.v, &[2, 0, 1, 8]);
+        let slot_bias = Framed::new(&placed.slot_bias, &[1, 2, 3]);
+        let mut out = Framed::poisoned(&placed.q, &[2, 1, 3, 16]);
+        let lse = Tensor::zeros(device, DType::F32, &[2, 21, 4]).expect("lse");
+        let mut lse = Framed::poisoned(&lse, &[1, 1, 5]);
+        let args = Attention {
+            q: q.view(),
+            kv: KvPages {
+                k: k.view(),
+                v: v.view(),
+                slot_bias: Some(slot_bias.view()),
+            },
+            ..placed.args()
+        };
+        attention(&args, &mut out.view_mut(), Some(&mut lse.view_mut())).expect("attention");
+        assert_eq!(bits(&(out.unframed(), lse.unframed())), bits(&expected), "{dtype}");
+    }
+}
+
+/// No LSE wanted, fewer streams than the context has, flags for a bias that is not there.
+fn optional_parts(device: &Device) {
+    let mut rng = Rng::new("optional");
+    let flagged = Part {
+        slot_bias: true,
+        ..part(70)
+    };
+    let mut problem = Problem::random(
+        &mut rng,
+        dtypes(device)[0],
+        9,
+        [1, 1],
+        64,
+        &[vec![flagged], vec![part(5)]],
+    );
+    problem.bias[0].fill(0.0);
+    let placed = problem.placed(device, 16, &mut rng);
+    let expected = placed.run().0;
+    let mut args = placed.args();
+    args.q = args.q.narrow(0, 0, 1).expect("the first stream");
+    args.kv.slot_bias = None;
+    let mut out = tensor(device, problem.dtype, &[f32::NAN; 9 * 64], &[1, 9, 1, 64]);
+    attention(&args, &mut out.view_mut(), None).expect("attention");
+    // Without biases the tile goes another way through the softmax, hence no equality of bits.
+    let difference = Errors::of(&out.to_f32_vec().expect("out"), &widen(&expected[..9 * 64]));
+    assert!(difference.max < 4e-3, "{difference:?}");
+    args.q = args.q.narrow(1, 0, 0).expect("no token");
+    let mut none = Tensor::zeros(device, problem.dtype, &[1, 0, 1, 64]).expect("no token");
+    attention(&args, &mut none.view_mut(), None).expect("attention of nothing");
+}
+
+/// `R(r) q . k = q . R(-r) k`: what lets stored keys stand still.
+fn turning_queries_is_turning_keys() {
+    let mut rng = Rng::new("turning");
+    let rope = Rope3d::wan(128);
+    let frequencies: Vec<f64> = (0..rope.pairs()[0]).map(|p| rope.frequency(p)).collect();
+    let mut vectors =
+        |n: usize| -> Vec<Vec<f64>> { (0..n).map(|_| (0..128).map(|_| rng.normal()).collect()).collect() };
+    let (queries, keys, values) = (vectors(10), vectors(12), vectors(12));
+    let rotations = [0.0, 7.0, -3.0, 119.5];
+    let moved: Vec<_> = (0..12)
+        .map(|j| rotated(&keys[j], &frequencies, -rotations[j / 3]))
+        .collect();
+    fn segment<'a>(keys: &'a [Vec<f64>], values: &'a [Vec<f64>], rotation: f64) -> reference::Segment<'a> {
+        let key = |(k, v): (&'a Vec<f64>, &'a Vec<f64>)| reference::Key { k, v, bias: 0.1 };
+        reference::Segment {
+            rotation,
+            keys: keys.iter().zip(values).map(key).collect(),
+        }
+    }
+    let turned: Vec<_> = (0..4)
+        .map(|i| segment(&keys[3 * i..][..3], &values[3 * i..][..3], rotations[i]))
+        .collect();
+    for q in queries {
+        let (a, lse_a) = reference::attention(&q, &turned, &frequencies, 0.1);
+        let (b, lse_b) = reference::attention(&q, &[segment(&moved, &values, 0.0)], &frequencies, 0.1);
+        assert_abs_diff_eq!(a[..], b[..], epsilon = 1e-12);
+        assert_abs_diff_eq!(lse_a, lse_b, epsilon = 1e-12);
+    }
+}
+
+fn bad_arguments(device: &Device) {
+    let mut rng = Rng::new("bad");
+    let dtype = dtypes(device)[0];
+    let problem = Problem::random(&mut rng, dtype, 4, [2, 2], 64, &[vec![part(10)]]);
+    let placed = problem.placed(device, 16, &mut rng);
+    let pages = placed.k.shape()[0];
+    let zeros = |dtype, shape: &[usize]| Tensor::zeros(device, dtype, shape).expect("zeros");
+    let context = |pages, tokens, streams: usize| {
+        Context::from_host(device, (pages, tokens), &vec![vec![]; streams]).expect("a context")
+    };
+    let (other_q, three_heads) = (zeros(DType::I32, &[1, 4, 2, 64]), zeros(dtype, &[1, 4, 3, 64]));
+    let (narrow_q, flat_q) = (zeros(dtype, &[1, 4, 2, 128]), zeros(dtype, &[4, 2, 64]));
+    let mixed_k = zeros(
+        if dtype == DType::F16 { DType::BF16 } else { DType::F16 },
+        placed.k.shape(),
+    );
+    let short_v = zeros(dtype, &[pages, 2, 8, 64]);
+    let short_bias = zeros(DType::F32, &[pages, 2, 8]);
+    let (no_streams, small_pages, large_pool) =
+        (context(pages, 16, 0), context(pages, 8, 1), context(pages + 1, 16, 1));
+    let rope = Rope3d::wan(128);
+    let args = || placed.args();
+    let kv = || placed.args().kv;
+    let cases: Vec<(&str, Attention<'_>)> = vec![
+        (
+            "q",
+            Attention {
+                q: other_q.view(),
+                ..args()
+            },
+        ),
+        (
+            "q",
+            Attention {
+                q: three_heads.view(),
+                ..args()
+            },
+        ),
+        (
+            "q",
+            Attention {
+                q: flat_q.view(),
+                ..args()
+            },
+        ),
+        (
+            "kv.k",
+            Attention {
+                q: narrow_q.view(),
+                ..args()
+            },
+        ),
+        (
+            "kv.k",
+            Attention {
+                kv: KvPages {
+                    k: mixed_k.view(),
+                    v: mixed_k.view(),
+                    ..kv()
+                },
+                ..args()
+            },
+        ),
+        (
+            "kv.v",
+            Attention {
+                kv: KvPages {
+                    v: short_v.view(),
+                    ..kv()
+                },
+                ..args()
+            },
+        ),
+        (
+            "kv.slot_bias",
+            Attention {
+                kv: KvPages {
+                    slot_bias: Some(short_bias.view()),
+                    ..kv()
+                },
+                ..args()
+            },
+        ),
+        (
+            "context",
+            Attention {
+                context: &no_streams,
+                ..args()
+            },
+        ),
+        (
+            "context",
+            Attention {
+                context: &small_pages,
+                ..args()
+            },
+        ),
+        (
+            "context",
+            Attention {
+                context: &large_pool,
+                ..args()
+            },
+        ),
+        ("rope", Attention { rope: &rope, ..args() }),
+        (
+            "scale",
+            Attention {
+                scale: f32::NAN,
+                ..args()
+            },
+        ),
+        (
+            "scale",
+            Attention {
+                scale: f32::INFINITY,
+                ..args()
+            },
+        ),
+    ];
+    let mut out = tensor(device, dtype, &[f32::NAN; 4 * 2 * 64], &[1, 4, 2, 64]);
+    let mut lse = tensor(device, DType::F32, &[f32::NAN; 4 * 2], &[1, 4, 2]);
+    for (argument, args) in &cases {
+        refused(
+            argument,
+            attention(args, &mut out.view_mut(), Some(&mut lse.view_mut())),
+        );
+    }
+    refused(
+        "out",
+        attention(&args(), &mut zeros(dtype, &[1, 4, 1, 64]).view_mut(), None),
+    );
+    refused(
+        "out",
+        attention(&args(), &mut zeros(DType::U8, &[1, 4, 2, 64]).view_mut(), None),
+    );
+    refused(
+        "lse",
+        attention(
+            &args(),
+            &mut out.view_mut(),
+            Some(&mut zeros(DType::F32, &[1, 4, 1]).view_mut()),
+        ),
+    );
+    assert!(
+        out.to_f32_vec().expect("out").iter().all(|x| x.is_nan()),
+        "out was written"
+    );
+    assert!(
+        lse.to_f32_vec().expect("lse").iter().all(|x| x.is_nan()),
+        "lse was written"
+    );
+}
+
+/// What only the kernels do not take.
+fn limits_of_the_kernels(device: &Device) {
+    let mut rng = Rng::new("limits");
+    let run = |problem: &Problem, rng: &mut Rng| {
+        let placed = problem.placed(device, 16, rng);
+        let mut out = Tensor::zeros(device, problem.dtype, placed.q.shape()).expect("out");
+        attention(&placed.args(), &mut out.view_mut(), None)
+    };
+    let single = Problem::random(&mut rng, DType::F32, 2, [1, 1], 64, &[vec![part(3)]]);
+    refused("q", run(&single, &mut rng));
+    let odd = Problem::random(&mut rng, DType::F16, 2, [1, 1], 96, &[vec![part(3)]]);
+    refused("q", run(&odd, &mut rng));
+    let problem = Problem::random(&mut rng, DType::F16, 2, [1, 1], 64, &[vec![part(3)]]);
+    let placed = problem.placed(device, 16, &mut rng);
+    let shifted = Framed::new(&placed.q, &[0, 0, 0, 4]);
+    let mut out = Tensor::zeros(device, DType::F16, placed.q.shape()).expect("out");
+    let args = Attention {
+        q: shifted.view(),
+        ..placed.args()
+    };
+    refused("q", attention(&args, &mut out.view_mut(), None));
+}
+
+/// The error names the op and the argument.
+fn refused(name: &str, result: packforcing::Result<()>) {
+    match result {
+        Err(
+            Error::Argument {
+                op: "attention",
+                argument,
+                ..
+            }
+            | Error::UnsupportedDType {
+                op: "attention",
+                argument,
+                ..
+            },
+        ) => {
+            assert_eq!(argument, name);
+        }
+        other => panic!("expected a refusal of {name}, got {other:?}"),
+    }
+}
+
 fn main() -> std::process::ExitCode {
     Suite::new()
+        .on_devices("shapes_that_hurt", shapes_that_hurt)
+        .on_devices("random_problems", random_problems)
+        .on_devices("paged_equals_contiguous", paged_equals_contiguous)
+        .on_devices("streams_do_not_meet", streams_do_not_meet)
+        .on_devices("nothing_to_attend_to", nothing_to_attend_to)
+        .on_devices("exact_cases", exact_cases)
+        .on_devices("not_numbers", not_numbers)
+        .on_devices("strided", strided)
+        .on_devices("optional_parts", optional_parts)
+        .on_devices("bad_arguments", bad_arguments)
+        .on_kernels("limits_of_the_kernels", limits_of_the_kernels)
+        .plain("turning_queries_is_turning_keys", turning_queries_is_turning_keys)
         .golden("attention", golden_attention)
         .golden("rope3d", golden_rope)
         .run()

@@ -90,7 +90,7 @@ impl Check<'_> {
         let holds = lists.view().device() == self.device
             && lists.pool_pages() <= pages
             && lists.streams() >= streams
-            && lists.length() >= used;
+            && (streams == 0 || lists.length() >= used);
         self.ensure(
             holds,
             argument,
@@ -117,7 +117,7 @@ impl Check<'_> {
         (streams, used): (usize, usize),
         taken: &mut [bool],
     ) -> Result<()> {
-        if !self.device.is_host() || used == 0 {
+        if !self.device.is_host() || streams == 0 || used == 0 {
             return Ok(());
         }
         let entries = lists.view().host::<i32>();
