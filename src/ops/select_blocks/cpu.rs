@@ -30,17 +30,15 @@ fn sum_keys_of<T: Float>(args: &SumKeys<'_>, pool: PageShape, sums: &mut ViewMut
                 &k[page * page_stride + head * head_stride + t % pool.page_tokens * token_stride..][..pool.dim]
             };
             let sum = &mut sums[row * row_stride + head * sum_stride..][..pool.dim];
-            sum_rows((0..args.tokens).map(token), sum);
+            sum.fill(0.0);
+            (0..args.tokens).for_each(|t| add(sum, token(t)));
         }
     }
 }
 
-fn sum_rows<'a, T: Float>(rows: impl Iterator<Item = &'a [T]>, sum: &mut [f32]) {
-    sum.fill(0.0);
-    for row in rows {
-        for (sum, x) in sum.iter_mut().zip(row) {
-            *sum += x.to_f32();
-        }
+fn add<T: Float>(sum: &mut [f32], x: &[T]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        *sum += x.to_f32();
     }
 }
 
@@ -87,24 +85,30 @@ fn slot(args: &SelectBlocks<'_>, stream: usize, candidate: usize) -> usize {
 
 fn sum_queries<T: Float>(q: &View<'_>, sums: &mut ViewMut<'_>) {
     let (tokens, dim) = (q.shape()[1], q.shape()[3]);
-    let &[_, chunks, heads, _] = sums.shape() else { return };
+    let &[streams, chunks, heads, _] = sums.shape() else {
+        unreachable!("checked")
+    };
     let (from, to) = (four(q.strides()), four(sums.strides()));
-    let (q, streams, length) = (q.host::<T>(), sums.shape()[0], chunk_tokens(tokens, chunks));
-    let made: Vec<Vec<f32>> = (0..streams * chunks * heads)
-        .into_par_iter()
-        .map(|i| {
-            let (stream, chunk, head) = (i / heads / chunks, i / heads % chunks, i % heads);
-            let first = (chunk * length).min(tokens);
-            let token = |t: usize| &q[stream * from[0] + t * from[1] + head * from[2]..][..dim];
-            let mut sum = vec![0.0; dim];
-            sum_rows((first..(first + length).min(tokens)).map(token), &mut sum);
-            sum
-        })
-        .collect();
+    let (q, length) = (q.host::<T>(), chunk_tokens(tokens, chunks));
+    let sum = |i: usize| {
+        let (stream, first) = (i / chunks, i % chunks * length);
+        let mut sum = vec![0.0; heads * dim];
+        // Token by token, all heads of it: in the order of memory.
+        for token in first..(first + length).min(tokens) {
+            for (head, sum) in sum.chunks_exact_mut(dim).enumerate() {
+                let x = &q[stream * from[0] + token * from[1] + head * from[2]..][..dim];
+                add(sum, x);
+            }
+        }
+        sum
+    };
+    let made: Vec<Vec<f32>> = (0..streams * chunks).into_par_iter().map(sum).collect();
     let sums = sums.host::<f32>();
-    for (i, sum) in made.iter().enumerate() {
-        let (stream, chunk, head) = (i / heads / chunks, i / heads % chunks, i % heads);
-        sums[stream * to[0] + chunk * to[1] + head * to[2]..][..dim].copy_from_slice(sum);
+    for (i, made) in made.iter().enumerate() {
+        for (head, made) in made.chunks_exact(dim).enumerate() {
+            let at = i / chunks * to[0] + i % chunks * to[1] + head * to[2];
+            sums[at..at + dim].copy_from_slice(made);
+        }
     }
 }
 
