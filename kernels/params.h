@@ -135,68 +135,82 @@ typedef struct MergeTokensParams {
   int32_t reserved;
 } MergeTokensParams;
 
-/* Sums over tokens, in `chunks` parts of a fixed length. */
+/* Sums over tokens, in chunks of `chunk_tokens`. */
 typedef struct SumTokensParams {
   uint64_t x;    /* T [streams, tokens, heads, dim] */
   uint64_t sums; /* f32 [streams, chunks, heads, dim] */
   int64_t x_strides[3];
   int64_t sum_strides[3];
-  int32_t streams;
   int32_t tokens;
-  int32_t heads;
   int32_t dim;
-  int32_t chunks;
   int32_t chunk_tokens;
+  int32_t vectors; /* 1: rows of x are made of whole, aligned 16-byte vectors */
 } SumTokensParams;
 
-/* Sums over the keys of paged blocks, one for each entry of `slots`. */
+/* Sums over the keys of paged blocks. */
 typedef struct SumKeysParams {
-  uint64_t k;      /* T [pages, kv_heads, page_tokens, dim] */
-  uint64_t pages;  /* i32 [blocks, block_pages] */
-  uint64_t slots;  /* i32 [blocks]: the row of `sums` that a block fills */
-  uint64_t sums;   /* f32 [rows, kv_heads, dim] */
+  uint64_t k;     /* T [pages, kv_heads, page_tokens, dim] */
+  uint64_t pages; /* i32 [blocks, block_pages] */
+  uint64_t rows;  /* i32 [blocks]: the row of `sums` that a block fills; outside: none */
+  uint64_t sums;  /* f32 [row_count, kv_heads, dim] */
   int64_t k_strides[3];
   int64_t sum_strides[2];
-  int32_t blocks;
   int32_t tokens; /* keys of a block */
-  int32_t kv_heads;
   int32_t dim;
   int32_t page_tokens;
   int32_t block_pages;
+  int32_t row_count;
+  int32_t vectors; /* 1: rows of k are made of whole, aligned 16-byte vectors */
 } SumKeysParams;
 
-typedef struct SelectBlocksParams {
-  uint64_t query_sums;     /* f32 [streams, chunks, q_heads, dim], or 0: `scores` are given */
-  uint64_t key_sums;       /* f32 [slots, kv_heads, dim], or 0 */
-  uint64_t candidates;     /* i32 [streams, max_candidates]: slots in time order */
-  uint64_t counts;         /* i32 [streams]: candidates in use */
-  uint64_t slot_pages;     /* i32 [slots, block_pages] */
-  uint64_t draft_pages;    /* i32 [streams, draft_max_pages] */
-  uint64_t draft_segments; /* Segment [streams, draft_max_segments] */
-  uint64_t draft_counts;   /* i32 [streams, 2]: segments before the chosen blocks, segments in all */
-  uint64_t scores;         /* f32 [streams, max_candidates], out (in where given) */
-  uint64_t chosen;         /* i32 [streams, selected]: candidate indices in time order, then -1 */
-  uint64_t pages;          /* i32 [streams, max_pages], out */
-  uint64_t segments;       /* Segment [streams, max_segments], out */
-  uint64_t segment_counts; /* i32 [streams], out */
+typedef struct ScoreBlocksParams {
+  uint64_t query_sums; /* f32 [streams, chunks, q_heads, dim] */
+  uint64_t key_sums;   /* f32 [slots, kv_heads, dim] */
+  uint64_t candidates; /* i32 [streams, max_candidates]: slots in time order */
+  uint64_t counts;     /* i32 [streams]: candidates in use */
+  uint64_t scores;     /* f32 [streams, max_candidates] */
   int64_t query_sum_strides[3];
   int64_t key_sum_strides[2];
-  int32_t streams;
+  int64_t candidate_stride; /* stream */
+  int64_t score_stride;     /* stream */
   int32_t chunks;
   int32_t q_heads;
   int32_t kv_heads;
   int32_t dim;
+  int32_t slots;
+  int32_t max_candidates;
+} ScoreBlocksParams;
+
+typedef struct SelectBlocksParams {
+  uint64_t scores;         /* f32 [streams, max_candidates] */
+  uint64_t candidates;     /* i32 [streams, max_candidates]: slots in time order */
+  uint64_t counts;         /* i32 [streams]: candidates in use */
+  uint64_t slot_pages;     /* i32 [slots, slot_max_pages] */
+  uint64_t draft_pages;    /* i32 [streams, draft_max_pages] */
+  uint64_t draft_segments; /* Segment [streams, draft_max_segments] */
+  uint64_t draft_counts;   /* i32 [streams]: segments in use */
+  uint64_t draft_prefix;   /* i32 [streams]: segments before the chosen blocks */
+  uint64_t chosen;         /* i32 [streams, selected], out: candidate indices in time order, then -1 */
+  uint64_t pages;          /* i32 [streams, max_pages], out */
+  uint64_t segments;       /* Segment [streams, max_segments], out */
+  uint64_t segment_counts; /* i32 [streams], out */
+  int64_t score_stride;     /* stream */
+  int64_t candidate_stride; /* stream */
+  int64_t chosen_stride;    /* stream */
   int32_t selected;
   int32_t max_candidates;
-  int32_t block_pages;
+  int32_t slots;
+  int32_t slot_max_pages;
+  int32_t block_pages; /* of a chosen block */
   int32_t block_tokens;
+  int32_t page_tokens;
   int32_t draft_max_pages;
   int32_t draft_max_segments;
   int32_t max_pages;
   int32_t max_segments;
-  int32_t slot_bias;   /* of a chosen block's segment */
-  float key_bias;      /* of a chosen block's segment */
-  float block_frames;  /* packed time that a chosen block takes up */
+  int32_t slot_bias;  /* of a chosen block's segment */
+  float key_bias;     /* of a chosen block's segment */
+  float block_frames; /* packed time that a chosen block takes up */
 } SelectBlocksParams;
 
 typedef struct DenoiseStepParams {

@@ -270,44 +270,40 @@ pub struct SumTokensParams {
     pub sums: u64,
     pub x_strides: [i64; 3usize],
     pub sum_strides: [i64; 3usize],
-    pub streams: i32,
     pub tokens: i32,
-    pub heads: i32,
     pub dim: i32,
-    pub chunks: i32,
     pub chunk_tokens: i32,
+    pub vectors: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SumTokensParams"][::core::mem::size_of::<SumTokensParams>() - 88usize];
+    ["Size of SumTokensParams"][::core::mem::size_of::<SumTokensParams>() - 80usize];
     ["Alignment of SumTokensParams"][::core::mem::align_of::<SumTokensParams>() - 8usize];
     ["Offset of field: SumTokensParams::x"][::core::mem::offset_of!(SumTokensParams, x) - 0usize];
     ["Offset of field: SumTokensParams::sums"][::core::mem::offset_of!(SumTokensParams, sums) - 8usize];
     ["Offset of field: SumTokensParams::x_strides"][::core::mem::offset_of!(SumTokensParams, x_strides) - 16usize];
     ["Offset of field: SumTokensParams::sum_strides"][::core::mem::offset_of!(SumTokensParams, sum_strides) - 40usize];
-    ["Offset of field: SumTokensParams::streams"][::core::mem::offset_of!(SumTokensParams, streams) - 64usize];
-    ["Offset of field: SumTokensParams::tokens"][::core::mem::offset_of!(SumTokensParams, tokens) - 68usize];
-    ["Offset of field: SumTokensParams::heads"][::core::mem::offset_of!(SumTokensParams, heads) - 72usize];
-    ["Offset of field: SumTokensParams::dim"][::core::mem::offset_of!(SumTokensParams, dim) - 76usize];
-    ["Offset of field: SumTokensParams::chunks"][::core::mem::offset_of!(SumTokensParams, chunks) - 80usize];
+    ["Offset of field: SumTokensParams::tokens"][::core::mem::offset_of!(SumTokensParams, tokens) - 64usize];
+    ["Offset of field: SumTokensParams::dim"][::core::mem::offset_of!(SumTokensParams, dim) - 68usize];
     ["Offset of field: SumTokensParams::chunk_tokens"]
-        [::core::mem::offset_of!(SumTokensParams, chunk_tokens) - 84usize];
+        [::core::mem::offset_of!(SumTokensParams, chunk_tokens) - 72usize];
+    ["Offset of field: SumTokensParams::vectors"][::core::mem::offset_of!(SumTokensParams, vectors) - 76usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct SumKeysParams {
     pub k: u64,
     pub pages: u64,
-    pub slots: u64,
+    pub rows: u64,
     pub sums: u64,
     pub k_strides: [i64; 3usize],
     pub sum_strides: [i64; 2usize],
-    pub blocks: i32,
     pub tokens: i32,
-    pub kv_heads: i32,
     pub dim: i32,
     pub page_tokens: i32,
     pub block_pages: i32,
+    pub row_count: i32,
+    pub vectors: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -315,44 +311,87 @@ const _: () = {
     ["Alignment of SumKeysParams"][::core::mem::align_of::<SumKeysParams>() - 8usize];
     ["Offset of field: SumKeysParams::k"][::core::mem::offset_of!(SumKeysParams, k) - 0usize];
     ["Offset of field: SumKeysParams::pages"][::core::mem::offset_of!(SumKeysParams, pages) - 8usize];
-    ["Offset of field: SumKeysParams::slots"][::core::mem::offset_of!(SumKeysParams, slots) - 16usize];
+    ["Offset of field: SumKeysParams::rows"][::core::mem::offset_of!(SumKeysParams, rows) - 16usize];
     ["Offset of field: SumKeysParams::sums"][::core::mem::offset_of!(SumKeysParams, sums) - 24usize];
     ["Offset of field: SumKeysParams::k_strides"][::core::mem::offset_of!(SumKeysParams, k_strides) - 32usize];
     ["Offset of field: SumKeysParams::sum_strides"][::core::mem::offset_of!(SumKeysParams, sum_strides) - 56usize];
-    ["Offset of field: SumKeysParams::blocks"][::core::mem::offset_of!(SumKeysParams, blocks) - 72usize];
-    ["Offset of field: SumKeysParams::tokens"][::core::mem::offset_of!(SumKeysParams, tokens) - 76usize];
-    ["Offset of field: SumKeysParams::kv_heads"][::core::mem::offset_of!(SumKeysParams, kv_heads) - 80usize];
-    ["Offset of field: SumKeysParams::dim"][::core::mem::offset_of!(SumKeysParams, dim) - 84usize];
-    ["Offset of field: SumKeysParams::page_tokens"][::core::mem::offset_of!(SumKeysParams, page_tokens) - 88usize];
-    ["Offset of field: SumKeysParams::block_pages"][::core::mem::offset_of!(SumKeysParams, block_pages) - 92usize];
+    ["Offset of field: SumKeysParams::tokens"][::core::mem::offset_of!(SumKeysParams, tokens) - 72usize];
+    ["Offset of field: SumKeysParams::dim"][::core::mem::offset_of!(SumKeysParams, dim) - 76usize];
+    ["Offset of field: SumKeysParams::page_tokens"][::core::mem::offset_of!(SumKeysParams, page_tokens) - 80usize];
+    ["Offset of field: SumKeysParams::block_pages"][::core::mem::offset_of!(SumKeysParams, block_pages) - 84usize];
+    ["Offset of field: SumKeysParams::row_count"][::core::mem::offset_of!(SumKeysParams, row_count) - 88usize];
+    ["Offset of field: SumKeysParams::vectors"][::core::mem::offset_of!(SumKeysParams, vectors) - 92usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct ScoreBlocksParams {
+    pub query_sums: u64,
+    pub key_sums: u64,
+    pub candidates: u64,
+    pub counts: u64,
+    pub scores: u64,
+    pub query_sum_strides: [i64; 3usize],
+    pub key_sum_strides: [i64; 2usize],
+    pub candidate_stride: i64,
+    pub score_stride: i64,
+    pub chunks: i32,
+    pub q_heads: i32,
+    pub kv_heads: i32,
+    pub dim: i32,
+    pub slots: i32,
+    pub max_candidates: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ScoreBlocksParams"][::core::mem::size_of::<ScoreBlocksParams>() - 120usize];
+    ["Alignment of ScoreBlocksParams"][::core::mem::align_of::<ScoreBlocksParams>() - 8usize];
+    ["Offset of field: ScoreBlocksParams::query_sums"][::core::mem::offset_of!(ScoreBlocksParams, query_sums) - 0usize];
+    ["Offset of field: ScoreBlocksParams::key_sums"][::core::mem::offset_of!(ScoreBlocksParams, key_sums) - 8usize];
+    ["Offset of field: ScoreBlocksParams::candidates"]
+        [::core::mem::offset_of!(ScoreBlocksParams, candidates) - 16usize];
+    ["Offset of field: ScoreBlocksParams::counts"][::core::mem::offset_of!(ScoreBlocksParams, counts) - 24usize];
+    ["Offset of field: ScoreBlocksParams::scores"][::core::mem::offset_of!(ScoreBlocksParams, scores) - 32usize];
+    ["Offset of field: ScoreBlocksParams::query_sum_strides"]
+        [::core::mem::offset_of!(ScoreBlocksParams, query_sum_strides) - 40usize];
+    ["Offset of field: ScoreBlocksParams::key_sum_strides"]
+        [::core::mem::offset_of!(ScoreBlocksParams, key_sum_strides) - 64usize];
+    ["Offset of field: ScoreBlocksParams::candidate_stride"]
+        [::core::mem::offset_of!(ScoreBlocksParams, candidate_stride) - 80usize];
+    ["Offset of field: ScoreBlocksParams::score_stride"]
+        [::core::mem::offset_of!(ScoreBlocksParams, score_stride) - 88usize];
+    ["Offset of field: ScoreBlocksParams::chunks"][::core::mem::offset_of!(ScoreBlocksParams, chunks) - 96usize];
+    ["Offset of field: ScoreBlocksParams::q_heads"][::core::mem::offset_of!(ScoreBlocksParams, q_heads) - 100usize];
+    ["Offset of field: ScoreBlocksParams::kv_heads"][::core::mem::offset_of!(ScoreBlocksParams, kv_heads) - 104usize];
+    ["Offset of field: ScoreBlocksParams::dim"][::core::mem::offset_of!(ScoreBlocksParams, dim) - 108usize];
+    ["Offset of field: ScoreBlocksParams::slots"][::core::mem::offset_of!(ScoreBlocksParams, slots) - 112usize];
+    ["Offset of field: ScoreBlocksParams::max_candidates"]
+        [::core::mem::offset_of!(ScoreBlocksParams, max_candidates) - 116usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct SelectBlocksParams {
-    pub query_sums: u64,
-    pub key_sums: u64,
+    pub scores: u64,
     pub candidates: u64,
     pub counts: u64,
     pub slot_pages: u64,
     pub draft_pages: u64,
     pub draft_segments: u64,
     pub draft_counts: u64,
-    pub scores: u64,
+    pub draft_prefix: u64,
     pub chosen: u64,
     pub pages: u64,
     pub segments: u64,
     pub segment_counts: u64,
-    pub query_sum_strides: [i64; 3usize],
-    pub key_sum_strides: [i64; 2usize],
-    pub streams: i32,
-    pub chunks: i32,
-    pub q_heads: i32,
-    pub kv_heads: i32,
-    pub dim: i32,
+    pub score_stride: i64,
+    pub candidate_stride: i64,
+    pub chosen_stride: i64,
     pub selected: i32,
     pub max_candidates: i32,
+    pub slots: i32,
+    pub slot_max_pages: i32,
     pub block_pages: i32,
     pub block_tokens: i32,
+    pub page_tokens: i32,
     pub draft_max_pages: i32,
     pub draft_max_segments: i32,
     pub max_pages: i32,
@@ -363,57 +402,58 @@ pub struct SelectBlocksParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SelectBlocksParams"][::core::mem::size_of::<SelectBlocksParams>() - 208usize];
+    ["Size of SelectBlocksParams"][::core::mem::size_of::<SelectBlocksParams>() - 176usize];
     ["Alignment of SelectBlocksParams"][::core::mem::align_of::<SelectBlocksParams>() - 8usize];
-    ["Offset of field: SelectBlocksParams::query_sums"]
-        [::core::mem::offset_of!(SelectBlocksParams, query_sums) - 0usize];
-    ["Offset of field: SelectBlocksParams::key_sums"][::core::mem::offset_of!(SelectBlocksParams, key_sums) - 8usize];
+    ["Offset of field: SelectBlocksParams::scores"][::core::mem::offset_of!(SelectBlocksParams, scores) - 0usize];
     ["Offset of field: SelectBlocksParams::candidates"]
-        [::core::mem::offset_of!(SelectBlocksParams, candidates) - 16usize];
-    ["Offset of field: SelectBlocksParams::counts"][::core::mem::offset_of!(SelectBlocksParams, counts) - 24usize];
+        [::core::mem::offset_of!(SelectBlocksParams, candidates) - 8usize];
+    ["Offset of field: SelectBlocksParams::counts"][::core::mem::offset_of!(SelectBlocksParams, counts) - 16usize];
     ["Offset of field: SelectBlocksParams::slot_pages"]
-        [::core::mem::offset_of!(SelectBlocksParams, slot_pages) - 32usize];
+        [::core::mem::offset_of!(SelectBlocksParams, slot_pages) - 24usize];
     ["Offset of field: SelectBlocksParams::draft_pages"]
-        [::core::mem::offset_of!(SelectBlocksParams, draft_pages) - 40usize];
+        [::core::mem::offset_of!(SelectBlocksParams, draft_pages) - 32usize];
     ["Offset of field: SelectBlocksParams::draft_segments"]
-        [::core::mem::offset_of!(SelectBlocksParams, draft_segments) - 48usize];
+        [::core::mem::offset_of!(SelectBlocksParams, draft_segments) - 40usize];
     ["Offset of field: SelectBlocksParams::draft_counts"]
-        [::core::mem::offset_of!(SelectBlocksParams, draft_counts) - 56usize];
-    ["Offset of field: SelectBlocksParams::scores"][::core::mem::offset_of!(SelectBlocksParams, scores) - 64usize];
-    ["Offset of field: SelectBlocksParams::chosen"][::core::mem::offset_of!(SelectBlocksParams, chosen) - 72usize];
-    ["Offset of field: SelectBlocksParams::pages"][::core::mem::offset_of!(SelectBlocksParams, pages) - 80usize];
-    ["Offset of field: SelectBlocksParams::segments"][::core::mem::offset_of!(SelectBlocksParams, segments) - 88usize];
+        [::core::mem::offset_of!(SelectBlocksParams, draft_counts) - 48usize];
+    ["Offset of field: SelectBlocksParams::draft_prefix"]
+        [::core::mem::offset_of!(SelectBlocksParams, draft_prefix) - 56usize];
+    ["Offset of field: SelectBlocksParams::chosen"][::core::mem::offset_of!(SelectBlocksParams, chosen) - 64usize];
+    ["Offset of field: SelectBlocksParams::pages"][::core::mem::offset_of!(SelectBlocksParams, pages) - 72usize];
+    ["Offset of field: SelectBlocksParams::segments"][::core::mem::offset_of!(SelectBlocksParams, segments) - 80usize];
     ["Offset of field: SelectBlocksParams::segment_counts"]
-        [::core::mem::offset_of!(SelectBlocksParams, segment_counts) - 96usize];
-    ["Offset of field: SelectBlocksParams::query_sum_strides"]
-        [::core::mem::offset_of!(SelectBlocksParams, query_sum_strides) - 104usize];
-    ["Offset of field: SelectBlocksParams::key_sum_strides"]
-        [::core::mem::offset_of!(SelectBlocksParams, key_sum_strides) - 128usize];
-    ["Offset of field: SelectBlocksParams::streams"][::core::mem::offset_of!(SelectBlocksParams, streams) - 144usize];
-    ["Offset of field: SelectBlocksParams::chunks"][::core::mem::offset_of!(SelectBlocksParams, chunks) - 148usize];
-    ["Offset of field: SelectBlocksParams::q_heads"][::core::mem::offset_of!(SelectBlocksParams, q_heads) - 152usize];
-    ["Offset of field: SelectBlocksParams::kv_heads"][::core::mem::offset_of!(SelectBlocksParams, kv_heads) - 156usize];
-    ["Offset of field: SelectBlocksParams::dim"][::core::mem::offset_of!(SelectBlocksParams, dim) - 160usize];
-    ["Offset of field: SelectBlocksParams::selected"][::core::mem::offset_of!(SelectBlocksParams, selected) - 164usize];
+        [::core::mem::offset_of!(SelectBlocksParams, segment_counts) - 88usize];
+    ["Offset of field: SelectBlocksParams::score_stride"]
+        [::core::mem::offset_of!(SelectBlocksParams, score_stride) - 96usize];
+    ["Offset of field: SelectBlocksParams::candidate_stride"]
+        [::core::mem::offset_of!(SelectBlocksParams, candidate_stride) - 104usize];
+    ["Offset of field: SelectBlocksParams::chosen_stride"]
+        [::core::mem::offset_of!(SelectBlocksParams, chosen_stride) - 112usize];
+    ["Offset of field: SelectBlocksParams::selected"][::core::mem::offset_of!(SelectBlocksParams, selected) - 120usize];
     ["Offset of field: SelectBlocksParams::max_candidates"]
-        [::core::mem::offset_of!(SelectBlocksParams, max_candidates) - 168usize];
+        [::core::mem::offset_of!(SelectBlocksParams, max_candidates) - 124usize];
+    ["Offset of field: SelectBlocksParams::slots"][::core::mem::offset_of!(SelectBlocksParams, slots) - 128usize];
+    ["Offset of field: SelectBlocksParams::slot_max_pages"]
+        [::core::mem::offset_of!(SelectBlocksParams, slot_max_pages) - 132usize];
     ["Offset of field: SelectBlocksParams::block_pages"]
-        [::core::mem::offset_of!(SelectBlocksParams, block_pages) - 172usize];
+        [::core::mem::offset_of!(SelectBlocksParams, block_pages) - 136usize];
     ["Offset of field: SelectBlocksParams::block_tokens"]
-        [::core::mem::offset_of!(SelectBlocksParams, block_tokens) - 176usize];
+        [::core::mem::offset_of!(SelectBlocksParams, block_tokens) - 140usize];
+    ["Offset of field: SelectBlocksParams::page_tokens"]
+        [::core::mem::offset_of!(SelectBlocksParams, page_tokens) - 144usize];
     ["Offset of field: SelectBlocksParams::draft_max_pages"]
-        [::core::mem::offset_of!(SelectBlocksParams, draft_max_pages) - 180usize];
+        [::core::mem::offset_of!(SelectBlocksParams, draft_max_pages) - 148usize];
     ["Offset of field: SelectBlocksParams::draft_max_segments"]
-        [::core::mem::offset_of!(SelectBlocksParams, draft_max_segments) - 184usize];
+        [::core::mem::offset_of!(SelectBlocksParams, draft_max_segments) - 152usize];
     ["Offset of field: SelectBlocksParams::max_pages"]
-        [::core::mem::offset_of!(SelectBlocksParams, max_pages) - 188usize];
+        [::core::mem::offset_of!(SelectBlocksParams, max_pages) - 156usize];
     ["Offset of field: SelectBlocksParams::max_segments"]
-        [::core::mem::offset_of!(SelectBlocksParams, max_segments) - 192usize];
+        [::core::mem::offset_of!(SelectBlocksParams, max_segments) - 160usize];
     ["Offset of field: SelectBlocksParams::slot_bias"]
-        [::core::mem::offset_of!(SelectBlocksParams, slot_bias) - 196usize];
-    ["Offset of field: SelectBlocksParams::key_bias"][::core::mem::offset_of!(SelectBlocksParams, key_bias) - 200usize];
+        [::core::mem::offset_of!(SelectBlocksParams, slot_bias) - 164usize];
+    ["Offset of field: SelectBlocksParams::key_bias"][::core::mem::offset_of!(SelectBlocksParams, key_bias) - 168usize];
     ["Offset of field: SelectBlocksParams::block_frames"]
-        [::core::mem::offset_of!(SelectBlocksParams, block_frames) - 204usize];
+        [::core::mem::offset_of!(SelectBlocksParams, block_frames) - 172usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

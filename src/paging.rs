@@ -221,6 +221,11 @@ impl PageLists {
         self.pool_pages
     }
 
+    /// Bytes of device memory that they take up.
+    pub fn bytes(&self) -> usize {
+        self.entries.bytes()
+    }
+
     /// The entries of the lists in use, i32 `[streams, length]`.
     pub fn view(&self) -> View<'_> {
         let lists = self.entries.view();
@@ -384,7 +389,7 @@ impl Context {
             }
             let mut list = Vec::new();
             for s in segments {
-                let room = s.pages.len() * self.page_tokens;
+                let room = s.pages.len().saturating_mul(self.page_tokens);
                 if s.tokens > room || s.tokens > i32::MAX as usize {
                     return refuse(
                         "tokens",
@@ -487,7 +492,7 @@ impl Context {
 
     /// Bytes of device memory that it owns.
     pub fn bytes(&self) -> usize {
-        self.pages.entries.bytes() + self.segments.bytes() + self.counts.bytes()
+        self.pages.bytes() + self.segments.bytes() + self.counts.bytes()
     }
 
     pub(crate) fn device(&self) -> &Device {

@@ -85,6 +85,16 @@ impl Rope3d {
         self.theta.powf(-((pair - first) as f64) / self.pairs[axis] as f64)
     }
 
+    /// The turns of an axis' pairs at each of `positions`, `[positions, pairs(axis)]`.
+    pub(crate) fn turns(&self, axis: usize, positions: impl IntoIterator<Item = f64>) -> Vec<Turn> {
+        let first: usize = self.pairs[..axis].iter().sum();
+        let frequencies: Vec<f64> = (first..first + self.pairs[axis]).map(|p| self.frequency(p)).collect();
+        positions
+            .into_iter()
+            .flat_map(|position| frequencies.iter().map(move |f| Turn::by(position * f)))
+            .collect()
+    }
+
     pub(crate) fn params(&self) -> ffi::RopeParams {
         let mut turns = [0.0; ffi::PF_MAX_PAIRS as usize];
         for (pair, turn) in turns.iter_mut().enumerate().take(self.dim() / 2) {
@@ -95,5 +105,29 @@ impl Rope3d {
             pairs: self.pairs.map(|n| n as i32),
             reserved: 0,
         }
+    }
+}
+
+/// A rotation of one pair: what the CPU device keeps of an angle.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Turn {
+    pub cos: f32,
+    pub sin: f32,
+}
+
+impl Turn {
+    /// Of an angle in radians, so that large ones keep the accuracy of f32.
+    pub fn by(angle: f64) -> Turn {
+        let (sin, cos) = angle.sin_cos();
+        Turn {
+            cos: cos as f32,
+            sin: sin as f32,
+        }
+    }
+
+    /// (x, y) turned ahead.
+    #[inline(always)]
+    pub fn apply(self, x: f32, y: f32) -> (f32, f32) {
+        (x * self.cos - y * self.sin, x * self.sin + y * self.cos)
     }
 }

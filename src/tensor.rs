@@ -24,7 +24,8 @@ pub(crate) trait GuardedBorrow: Send + Sync {}
 fn contiguous(shape: &[usize]) -> Dims {
     let mut strides: Dims = SmallVec::from_elem(1, shape.len());
     for i in (0..shape.len().saturating_sub(1)).rev() {
-        strides[i] = strides[i + 1] * shape[i + 1].max(1);
+        // An empty tensor may have extents that no memory holds; they are refused with its strides.
+        strides[i] = strides[i + 1].saturating_mul(shape[i + 1].max(1));
     }
     strides
 }
@@ -64,7 +65,7 @@ impl Raw {
     }
 
     fn select(self, dim: usize, index: usize) -> Result<Raw> {
-        if self.shape.len() < 2 || dim + 1 >= self.shape.len() {
+        if dim >= self.shape.len().saturating_sub(1) {
             return Err(Error::argument(
                 "select",
                 "dim",
@@ -389,7 +390,8 @@ impl<'a> ViewMut<'a> {
     /// # Safety
     ///
     /// As [`View::from_raw`], and nobody else reads or writes the elements for `'a` except in the
-    /// order of the device's stream. No two elements share an address.
+    /// order of the device's stream. No two elements share an address. On a host device the gaps
+    /// that the strides leave between elements count as elements too.
     ///
     /// # Errors
     ///

@@ -1,6 +1,840 @@
-//! Tests.
+//! The packed cache against a model of it that keeps everything, places keys explicitly and
+//! attends in f64; and what must leave no trace.
+
 mod common;
 
-fn main() -> std::process::ExitCode {
-    common::Suite::new().run()
+use std::process::ExitCode;
+
+use common::{Errors, Rng, Suite, widen};
+use packforcing::cache::{
+    Compression, Heads, MeanPool, PackConfig, PackConfigBuilder, PagePool, Place, Policy, Qkv, Remainder, Selection,
+    Stream,
+};
+use packforcing::{Blocks, DType, Device, DeviceKind, Error, Grid, Rope3d, SimtOptions, Tensor};
+
+const GRID: Grid = Grid {
+    frames: 2,
+    rows: 4,
+    cols: 5,
+};
+const HEADS: Heads = Heads {
+    query: 4,
+    kv: 2,
+    dim: 64,
+};
+const LAYERS: usize = 2;
+
+fn dtypes(device: &Device) -> &'static [DType] {
+    match device.kind() {
+        DeviceKind::Cpu => &[DType::F32, DType::BF16, DType::F16],
+        _ => &[DType::BF16, DType::F16],
+    }
+}
+
+/// Relative error of attention in a dtype: queries, keys and weights are rounded once each.
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 1e-5,
+        DType::F16 => 3.0 * 2f64.powi(-11),
+        _ => 3.0 * 2f64.powi(-8),
+    }
+}
+
+fn builder() -> PackConfigBuilder {
+    PackConfig::builder()
+        .layers(LAYERS)
+        .heads(HEADS)
+        .block(GRID)
+        .sink(Blocks(2))
+        .recent(Blocks(1))
+        .selected(Blocks(2))
+        .archive(Blocks(4))
+        .compression(Compression::mean_pool([2, 2, 2]))
+}
+
+fn config(dtype: DType) -> PackConfig {
+    builder().dtype(dtype).build().expect("it fits")
+}
+
+/// One layer of one block: [streams, tokens, heads, dim].
+#[derive(Clone)]
+struct Input {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    streams: usize,
+    dtype: DType,
+}
+
+impl Input {
+    fn random(rng: &mut Rng, dtype: DType) -> Input {
+        let tokens = GRID.tokens().0;
+        let mut draw = |heads| common::rounded(dtype, &rng.normals(tokens * heads * HEADS.dim));
+        Input {
+            q: draw(HEADS.query),
+            k: draw(HEADS.kv),
+            v: draw(HEADS.kv),
+            streams: 1,
+            dtype,
+        }
+    }
+
+    /// Several streams as one batch.
+    fn batch(inputs: &[&Input]) -> Input {
+        let all = |part: fn(&Input) -> &Vec<f32>| inputs.iter().flat_map(|i| part(i).clone()).collect();
+        Input {
+            q: all(|i| &i.q),
+            k: all(|i| &i.k),
+            v: all(|i| &i.v),
+            streams: inputs.len(),
+            dtype: inputs[0].dtype,
+        }
+    }
+
+    fn tensor(&self, device: &Device, data: &[f32]) -> Tensor {
+        let tokens = GRID.tokens().0;
+        let heads = data.len() / (self.streams * tokens * HEADS.dim);
+        Tensor::from_f32(device, self.dtype, data, &[self.streams, tokens, heads, HEADS.dim]).expect("it fits")
+    }
+
+    fn tensors(&self, device: &Device) -> [Tensor; 3] {
+        [&self.q, &self.k, &self.v].map(|data| self.tensor(device, data))
+    }
+}
+
+fn output(device: &Device, input: &Input) -> Tensor {
+    input.tensor(device, &vec![f32::NAN; input.q.len()])
+}
+
+/// One block of a batch of streams: a denoise pass and a commit. What attention gave, of each
+/// layer, and what was chosen.
+fn step(pool: &PagePool, streams: &mut [&mut Stream], layers: &[Input]) -> (Vec<Vec<f32>>, Vec<Vec<Vec<usize>>>) {
+    let device = pool.device();
+    let mut block = pool.begin(streams.iter_mut().map(|s| &mut **s)).expect("there is room");
+    let (mut outs, mut chosen) = (Vec::new(), Vec::new());
+    for commits in [false, true] {
+        let mut pass = if commits {
+            block.commit_pass()
+        } else {
+            block.denoise_pass()
+        }
+        .expect("it begins");
+        outs.clear();
+        for (layer, input) in layers.iter().enumerate() {
+            let [q, k, v] = input.tensors(device);
+            let mut out = output(device, input);
+            pass.attend(layer, q.view(), k.view(), v.view(), &mut out.view_mut())
+                .expect("it attends");
+            outs.push(out.to_f32_vec().expect("it is float"));
+        }
+    }
+    for layer in 0..layers.len() {
+        chosen.push(block.chosen(layer).expect("it has attended"));
+    }
+    block.commit().expect("every layer has attended");
+    (outs, chosen)
+}
+
+/// The model of one layer: every block's keys and values as they came. A sink of two blocks, one
+/// recent block.
+#[derive(Default)]
+struct Model {
+    /// `None`: old blocks stay whole.
+    pool: Option<MeanPool>,
+    k: Vec<Vec<f64>>,
+    v: Vec<Vec<f64>>,
+}
+
+/// A key that stands somewhere.
+struct Key {
+    place: [f64; 3],
+    k: Vec<f64>,
+    v: Vec<f64>,
+    bias: f64,
+}
+
+impl Model {
+    /// A block's tokens, moved in time.
+    fn whole(&self, block: usize, time: f64, head: usize) -> Vec<Key> {
+        let mut keys = Vec::new();
+        let at = |token: usize| (token * HEADS.kv + head) * HEADS.dim;
+        for t in 0..GRID.frames {
+            for r in 0..GRID.rows {
+                for c in 0..GRID.cols {
+                    let row = at((t * GRID.rows + r) * GRID.cols + c);
+                    keys.push(Key {
+                        place: [time + t as f64, r as f64, c as f64],
+                        k: self.k[block][row..row + HEADS.dim].to_vec(),
+                        v: self.v[block][row..row + HEADS.dim].to_vec(),
+                        bias: 0.0,
+                    });
+                }
+            }
+        }
+        keys
+    }
+
+    /// A block's pooled tokens, moved in time: means at the centroids of their cells.
+    fn pooled(&self, block: usize, time: f64, head: usize, pool: MeanPool) -> Vec<Key> {
+        let whole = self.whole(block, time, head);
+        let out = pool.output(GRID).extents();
+        let mut keys = Vec::new();
+        for cell in 0..out.iter().product() {
+            let cell: [usize; 3] = [cell / (out[1] * out[2]), cell / out[2] % out[1], cell % out[2]];
+            let inside: Vec<&Key> = whole
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| {
+                    let index = [i / (GRID.rows * GRID.cols), i / GRID.cols % GRID.rows, i % GRID.cols];
+                    (0..3).all(|a| index[a] / pool.cell[a] == cell[a])
+                })
+                .map(|(_, key)| key)
+                .collect();
+            let n = inside.len() as f64;
+            let mean = |of: &dyn Fn(&Key) -> &[f64]| -> Vec<f64> {
+                (0..of(inside[0]).len())
+                    .map(|d| inside.iter().map(|k| of(k)[d]).sum::<f64>() / n)
+                    .collect()
+            };
+            let place = mean(&|k| &k.place);
+            keys.push(Key {
+                place: [place[0], place[1], place[2]],
+                k: mean(&|k| &k.k),
+                v: mean(&|k| &k.v),
+                bias: n.ln(),
+            });
+        }
+        keys
+    }
+
+    /// Everything that a head of the newest block attends to, at its packed place. Time 0 is the
+    /// newest block's first frame.
+    fn context(&self, chosen: &[usize], head: usize) -> Vec<Key> {
+        let newest = self.k.len() - 1;
+        let (sink, recent) = (newest.min(2), newest.saturating_sub(2).min(1));
+        let whole = |block| self.whole(block, 0.0, head);
+        // From the newest to the oldest, each right before the one after it.
+        let mut blocks = vec![whole(newest)];
+        blocks.extend((newest - recent..newest).rev().map(whole));
+        blocks.extend(chosen.iter().rev().map(|&block| match self.pool {
+            Some(pool) => self.pooled(block, 0.0, head, pool),
+            None => whole(block),
+        }));
+        blocks.extend((0..sink).rev().map(whole));
+        for (distance, block) in blocks.iter_mut().enumerate() {
+            block
+                .iter_mut()
+                .for_each(|key| key.place[0] -= (distance * GRID.frames) as f64);
+        }
+        blocks.into_iter().flatten().collect()
+    }
+
+    /// Attention of the newest block: [tokens, heads, dim].
+    fn attend(&mut self, input: &Input, chosen: &[usize]) -> Vec<f64> {
+        self.k.push(widen(&input.k));
+        self.v.push(widen(&input.v));
+        let rope = Rope3d::wan(HEADS.dim);
+        let mut out = vec![0.0; input.q.len()];
+        for head in 0..HEADS.query {
+            let mut keys = self.context(chosen, head / (HEADS.query / HEADS.kv));
+            keys.iter_mut().for_each(|key| rotate(&rope, &mut key.k, key.place));
+            for token in 0..GRID.tokens().0 {
+                let row = (token * HEADS.query + head) * HEADS.dim;
+                let mut q = widen(&input.q[row..row + HEADS.dim]);
+                let index = [
+                    token / (GRID.rows * GRID.cols),
+                    token / GRID.cols % GRID.rows,
+                    token % GRID.cols,
+                ];
+                rotate(&rope, &mut q, index.map(|i| i as f64));
+                let logits: Vec<f64> = keys
+                    .iter()
+                    .map(|key| dot(&q, &key.k) / (HEADS.dim as f64).sqrt() + key.bias)
+                    .collect();
+                let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let total: f64 = logits.iter().map(|l| (l - top).exp()).sum();
+                for (key, logit) in keys.iter().zip(&logits) {
+                    let weight = (logit - top).exp() / total;
+                    out[row..row + HEADS.dim]
+                        .iter_mut()
+                        .zip(&key.v)
+                        .for_each(|(o, v)| *o += weight * v);
+                }
+            }
+        }
+        out
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn rotate(rope: &Rope3d, x: &mut [f64], place: [f64; 3]) {
+    for (pair, xy) in x.chunks_exact_mut(2).enumerate() {
+        let (sin, cos) = (place[rope.axis(pair)] * rope.frequency(pair)).sin_cos();
+        (xy[0], xy[1]) = (xy[0] * cos - xy[1] * sin, xy[0] * sin + xy[1] * cos);
+    }
+}
+
+/// Runs a stream beside the model and holds every layer of every block against it.
+fn follows_the_model(device: &Device, name: &str, dtype: DType, builder: PackConfigBuilder, pool: Option<MeanPool>) {
+    let config = builder.dtype(dtype).build().expect("it fits");
+    let pages = PagePool::new(device, &config).expect("there is memory");
+    let mut stream = pages.stream().expect("the device is there");
+    let mut models: Vec<Model> = (0..LAYERS)
+        .map(|_| Model {
+            pool,
+            ..Model::default()
+        })
+        .collect();
+    let mut rng = Rng::new(name);
+    for number in 0..9 {
+        let layers: Vec<Input> = (0..LAYERS).map(|_| Input::random(&mut rng, dtype)).collect();
+        let before = stream.timeline();
+        let (outs, chosen) = step(&pages, &mut [&mut stream], &layers);
+        for (layer, model) in models.iter_mut().enumerate() {
+            let chosen = &chosen[layer][0];
+            let mid = before.iter().filter(|(_, place)| *place == Place::Mid).count();
+            assert_eq!(chosen.len(), mid.min(2), "{name}: block {number}");
+            assert!(chosen.iter().all(|&b| before.contains(&(b, Place::Mid))) && chosen.is_sorted());
+            let errors = Errors::of(&outs[layer], &model.attend(&layers[layer], chosen));
+            assert!(
+                errors.rel_l2 < tolerance(dtype),
+                "{name} {dtype}: block {number}, layer {layer}: {errors:?}"
+            );
+        }
+    }
+}
+
+/// A stream after `n` blocks of random input, and the inputs of one more.
+fn after(pool: &PagePool, n: usize, rng: &mut Rng) -> (Stream, Vec<Input>) {
+    let dtype = pool.config().dtype();
+    let mut stream = pool.stream().expect("the device is there");
+    let mut draw = || (0..LAYERS).map(|_| Input::random(rng, dtype)).collect::<Vec<_>>();
+    for _ in 0..n {
+        step(pool, &mut [&mut stream], &draw());
+    }
+    let next = draw();
+    (stream, next)
+}
+
+fn pool(device: &Device, config: &PackConfig) -> PagePool {
+    PagePool::new(device, config).expect("there is memory")
+}
+
+fn simt_like(device: &Device, options: SimtOptions) -> Option<Device> {
+    (device.kind() == DeviceKind::Simt).then(|| Device::simt(options).expect("it was there a moment ago"))
+}
+
+fn main() -> ExitCode {
+    let mut suite = Suite::new();
+
+    suite.on_devices("mean_pooled_history_is_the_models", |device| {
+        let cells = MeanPool {
+            cell: [2, 2, 2],
+            remainder: Remainder::Drop,
+        };
+        for &dtype in dtypes(device) {
+            follows_the_model(device, "mean", dtype, builder(), Some(cells));
+        }
+    });
+
+    suite.on_devices("a_remainder_that_is_kept_has_its_own_log_size", |device| {
+        let cells = MeanPool {
+            cell: [2, 2, 2],
+            remainder: Remainder::Keep,
+        };
+        let builder = builder().compression(Compression::Mean(cells));
+        follows_the_model(device, "keep", dtypes(device)[0], builder, Some(cells));
+    });
+
+    suite.on_devices("whole_history_is_the_models", |device| {
+        let builder = builder().compression(Compression::None);
+        follows_the_model(device, "whole", dtypes(device)[0], builder, None);
+    });
+
+    suite.on_devices("blocks_that_end_inside_a_page_are_the_models", |device| {
+        let cells = MeanPool {
+            cell: [2, 2, 2],
+            remainder: Remainder::Drop,
+        };
+        follows_the_model(
+            device,
+            "pages",
+            dtypes(device)[0],
+            builder().page_tokens(24),
+            Some(cells),
+        );
+    });
+
+    suite.on_devices("other_policies_are_the_models", |device| {
+        let cells = MeanPool {
+            cell: [2, 2, 2],
+            remainder: Remainder::Drop,
+        };
+        for policy in [Policy::Newest, Policy::Random { seed: 3 }] {
+            follows_the_model(
+                device,
+                "policy",
+                dtypes(device)[0],
+                builder().policy(policy),
+                Some(cells),
+            );
+        }
+    });
+
+    suite.on_devices("newest_takes_the_newest", |device| {
+        let config = builder()
+            .dtype(dtypes(device)[0])
+            .policy(Policy::Newest)
+            .build()
+            .expect("it fits");
+        let pool = pool(device, &config);
+        let (mut stream, next) = after(&pool, 8, &mut Rng::new("newest"));
+        let (_, chosen) = step(&pool, &mut [&mut stream], &next);
+        assert_eq!(chosen, vec![vec![vec![5, 6]]; LAYERS]);
+    });
+
+    suite.on_devices("one_choice_serves_all_layers_where_it_is_shared", |device| {
+        let config = builder()
+            .dtype(dtypes(device)[0])
+            .selection(Selection::Shared)
+            .build()
+            .expect("it fits");
+        let pool = pool(device, &config);
+        let (mut stream, next) = after(&pool, 7, &mut Rng::new("shared"));
+        let (_, chosen) = step(&pool, &mut [&mut stream], &next);
+        assert_eq!(chosen[0], chosen[1]);
+    });
+
+    suite.on_devices("tokens_that_the_model_hands_in_stand_like_pooled_ones", |device| {
+        let dtype = dtypes(device)[0];
+        let grid = Grid {
+            frames: 1,
+            rows: 2,
+            cols: 5,
+        };
+        let pooled = builder().compression(Compression::mean_pool([2, 2, 1])).key_bias(0.0);
+        let handed = builder().compression(Compression::External(grid));
+        let pools =
+            [pooled, handed].map(|b| pool(device, &b.dtype(dtype).policy(Policy::Newest).build().expect("it fits")));
+        let mut rng = Rng::new("external");
+        let mut streams = pools.each_ref().map(|p| p.stream().expect("the device is there"));
+        for _ in 0..6 {
+            // Keys that do not vary inside a cell, so that pooling is exact.
+            let layers: Vec<Input> = (0..LAYERS)
+                .map(|_| {
+                    let mut input = Input::random(&mut rng, dtype);
+                    for part in [&mut input.k, &mut input.v] {
+                        let width = HEADS.kv * HEADS.dim;
+                        for token in 0..GRID.tokens().0 {
+                            let (r, c) = (token / GRID.cols % GRID.rows, token % GRID.cols);
+                            let first = (r / 2 * 2 * GRID.cols + c) * width;
+                            part.copy_within(first..first + width, token * width);
+                        }
+                    }
+                    input
+                })
+                .collect();
+            let (outs, _) = step(&pools[0], &mut [&mut streams[0]], &layers);
+            let mut block = pools[1].begin([&mut streams[1]]).expect("there is room");
+            let mut pass = block.commit_pass().expect("it begins");
+            for (layer, input) in layers.iter().enumerate() {
+                let [q, k, v] = input.tensors(device);
+                let mut out = output(device, input);
+                pass.attend(layer, q.view(), k.view(), v.view(), &mut out.view_mut())
+                    .expect("it attends");
+                let errors = Errors::of(&out.to_f32_vec().expect("float"), &widen(&outs[layer]));
+                assert!(errors.rel_l2 < 2.0 * tolerance(dtype), "layer {layer}: {errors:?}");
+                // The first row of every pair of rows, of the first frame.
+                let width = HEADS.kv * HEADS.dim;
+                let rows = |x: &[f32]| -> Vec<f32> {
+                    [0, 2]
+                        .iter()
+                        .flat_map(|r| x[r * GRID.cols * width..][..GRID.cols * width].to_vec())
+                        .collect()
+                };
+                let mid =
+                    |x: &[f32]| Tensor::from_f32(device, dtype, &rows(x), &[1, 10, HEADS.kv, HEADS.dim]).expect("fits");
+                pass.hand_in(layer, mid(&input.k).view(), mid(&input.v).view())
+                    .expect("it fits");
+            }
+            block.commit().expect("every layer is there");
+        }
+    });
+
+    suite.on_devices("a_block_that_is_dropped_leaves_no_trace", |device| {
+        let pool = pool(device, &config(dtypes(device)[0]));
+        let (mut plain, next) = after(&pool, 6, &mut Rng::new("trace"));
+        let (expected, _) = step(&pool, &mut [&mut plain], &next);
+        drop(plain);
+
+        let (mut stream, next) = after(&pool, 6, &mut Rng::new("trace"));
+        let (free, places) = (pool.free_pages(), stream.timeline());
+        let nan = Input {
+            q: vec![f32::NAN; next[0].q.len()],
+            k: vec![f32::NAN; next[0].k.len()],
+            v: vec![f32::NAN; next[0].v.len()],
+            ..next[0].clone()
+        };
+        let [q, k, v] = nan.tensors(device);
+        for commits in [false, true] {
+            let mut block = pool.begin([&mut stream]).expect("there is room");
+            let mut pass = if commits {
+                block.commit_pass()
+            } else {
+                block.denoise_pass()
+            }
+            .expect("it begins");
+            for layer in 0..LAYERS {
+                let mut out = output(device, &nan);
+                pass.attend(layer, q.view(), k.view(), v.view(), &mut out.view_mut())
+                    .expect("it attends");
+            }
+            drop(block);
+            assert_eq!((pool.free_pages(), stream.timeline()), (free, places.clone()));
+        }
+        assert_eq!(step(&pool, &mut [&mut stream], &next).0, expected);
+    });
+
+    suite.on_devices("streams_of_a_batch_do_not_see_each_other", |device| {
+        let config = builder().dtype(dtypes(device)[0]).streams(2).build().expect("it fits");
+        let pool = pool(device, &config);
+        let (mut old, old_next) = after(&pool, 6, &mut Rng::new("old"));
+        let (expected_old, _) = step(&pool, &mut [&mut old], &old_next);
+        let (mut young, young_next) = after(&pool, 1, &mut Rng::new("young"));
+        let (expected_young, _) = step(&pool, &mut [&mut young], &young_next);
+        drop((old, young));
+
+        let (mut old, _) = after(&pool, 6, &mut Rng::new("old"));
+        let (mut young, _) = after(&pool, 1, &mut Rng::new("young"));
+        let both: Vec<Input> = old_next
+            .iter()
+            .zip(&young_next)
+            .map(|(a, b)| Input::batch(&[a, b]))
+            .collect();
+        let (outs, _) = step(&pool, &mut [&mut old, &mut young], &both);
+        for layer in 0..LAYERS {
+            let (first, second) = outs[layer].split_at(old_next[0].q.len());
+            assert_eq!(
+                (first, second),
+                (&expected_old[layer][..], &expected_young[layer][..]),
+                "layer {layer}"
+            );
+        }
+    });
+
+    suite.on_devices("a_reset_stream_is_a_new_one", |device| {
+        let pool = pool(device, &config(dtypes(device)[0]));
+        let all = pool.free_pages();
+        let (mut stream, next) = after(&pool, 3, &mut Rng::new("reset"));
+        let (expected, _) = step(&pool, &mut [&mut stream], &next);
+        stream.reset();
+        assert_eq!((pool.free_pages(), stream.blocks()), (all, 0));
+        let mut rng = Rng::new("reset");
+        for _ in 0..3 {
+            let layers: Vec<Input> = (0..LAYERS).map(|_| Input::random(&mut rng, next[0].dtype)).collect();
+            step(&pool, &mut [&mut stream], &layers);
+        }
+        assert_eq!(step(&pool, &mut [&mut stream], &next).0, expected);
+        drop(stream);
+        assert_eq!(pool.free_pages(), all);
+    });
+
+    suite.on_devices("block_300_computes_what_block_30_does", |device| {
+        if device.kind() == DeviceKind::Simt {
+            return; // The same bookkeeping as on the CPU, ten times as slow.
+        }
+        let config = builder()
+            .dtype(dtypes(device)[0])
+            .policy(Policy::Newest)
+            .build()
+            .expect("it fits");
+        let pool = pool(device, &config);
+        let layers: Vec<Input> = (0..LAYERS)
+            .map(|_| Input::random(&mut Rng::new("same"), config.dtype()))
+            .collect();
+        let mut stream = pool.stream().expect("the device is there");
+        let mut outs = Vec::new();
+        for number in 0..=300 {
+            let (out, _) = step(&pool, &mut [&mut stream], &layers);
+            if number == 30 || number == 300 {
+                outs.push(out);
+            }
+        }
+        assert_eq!(outs[0], outs[1]);
+    });
+
+    suite.on_devices("what_does_not_fit_is_refused_and_changes_nothing", |device| {
+        let dtype = dtypes(device)[0];
+        let pool = pool(device, &config(dtype));
+        let (mut stream, next) = after(&pool, 4, &mut Rng::new("refuse"));
+        let (free, places) = (pool.free_pages(), stream.timeline());
+        let input = &next[0];
+        let [q, k, v] = input.tensors(device);
+        let mut out = output(device, input);
+
+        let mut block = pool.begin([&mut stream]).expect("there is room");
+        let mut pass = block.commit_pass().expect("it begins");
+        let argument = |result: packforcing::Result<()>| match result {
+            Err(Error::Argument { argument, .. }) => argument,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            argument(pass.attend(LAYERS, q.view(), k.view(), v.view(), &mut out.view_mut())),
+            "layer"
+        );
+        assert_eq!(
+            argument(pass.attend(0, k.view(), k.view(), v.view(), &mut out.view_mut())),
+            "q"
+        );
+        assert_eq!(
+            argument(pass.attend(0, q.view(), q.view(), v.view(), &mut out.view_mut())),
+            "k"
+        );
+        assert_eq!(
+            argument(pass.attend(0, q.view(), k.view(), q.view(), &mut out.view_mut())),
+            "v"
+        );
+        let short = v.view().narrow(1, 1, GRID.tokens().0 - 1).expect("inside");
+        assert_eq!(
+            argument(pass.attend(0, q.view(), k.view(), short, &mut out.view_mut())),
+            "v"
+        );
+        let mut wrong = Tensor::zeros(device, DType::F32, &[1, 1, 1, 1]).expect("one number");
+        assert_eq!(
+            argument(pass.attend(0, q.view(), k.view(), v.view(), &mut wrong.view_mut())),
+            "out"
+        );
+        let lse = &mut wrong.view_mut();
+        let qkv = Qkv {
+            q: q.view(),
+            k: k.view(),
+            v: v.view(),
+            norm: None,
+        };
+        assert_eq!(
+            argument(pass.attend_with(0, &qkv, &mut out.view_mut(), Some(lse))),
+            "lse"
+        );
+        let elsewhere = if device.kind() == DeviceKind::Cpu {
+            Device::simt(SimtOptions::default())
+        } else {
+            Ok(Device::cpu())
+        };
+        if let Ok(elsewhere) = elsewhere {
+            let foreign = input.tensor(&elsewhere, &input.q);
+            assert_eq!(
+                argument(pass.attend(0, foreign.view(), k.view(), v.view(), &mut out.view_mut())),
+                "q"
+            );
+        }
+        let order = |result: packforcing::Result<()>, part: &str| match result {
+            Err(Error::Order { reason, .. }) => assert!(reason.contains(part), "{reason}"),
+            other => panic!("{other:?}"),
+        };
+        order(
+            pass.hand_in(0, k.view(), v.view()),
+            "the cache makes compressed tokens itself",
+        );
+        assert!(
+            out.to_f32_vec().expect("float").iter().all(|x| x.is_nan()),
+            "nothing was written"
+        );
+        let mut second = pool.stream().expect("the device is there");
+        order(pool.begin([&mut second]).map(drop), "under way");
+        pass.attend(0, q.view(), k.view(), v.view(), &mut out.view_mut())
+            .expect("it fits");
+        order(block.chosen(1).map(drop), "layer 1");
+        order(block.commit(), "layer 1");
+        assert_eq!((pool.free_pages(), stream.timeline()), (free, places));
+
+        let other = PagePool::new(device, &config(dtype)).expect("there is memory");
+        assert_eq!(argument(other.begin([&mut stream]).map(drop)), "streams");
+        assert_eq!(argument(pool.begin([]).map(drop)), "streams");
+        assert_eq!(argument(pool.begin([&mut stream, &mut second]).map(drop)), "streams");
+        let (mut plain, next) = after(&other, 4, &mut Rng::new("refuse"));
+        let (expected, _) = step(&other, &mut [&mut plain], &next);
+        assert_eq!(step(&pool, &mut [&mut stream], &next).0, expected);
+    });
+
+    suite.on_devices("a_full_pool_refuses_a_block", |device| {
+        let pool = pool(device, &config(dtypes(device)[0]));
+        let (first, _) = after(&pool, 10, &mut Rng::new("full"));
+        let mut rng = Rng::new("second");
+        let mut second = pool.stream().expect("the device is there");
+        let mut blocks = 0;
+        let refused = loop {
+            let layers: Vec<Input> = (0..LAYERS)
+                .map(|_| Input::random(&mut rng, pool.config().dtype()))
+                .collect();
+            match pool.begin([&mut second]) {
+                Ok(block) => drop(block),
+                Err(error) => break error,
+            }
+            step(&pool, &mut [&mut second], &layers);
+            blocks += 1;
+            assert!(blocks < 10, "the pool has room for one stream");
+        };
+        assert!(
+            matches!(refused, Error::PoolFull { needed, free, .. } if needed > free),
+            "{refused}"
+        );
+        assert_eq!(second.blocks(), blocks);
+        drop(first);
+        assert!(pool.begin([&mut second]).is_ok());
+    });
+
+    suite.on_kernels("a_fault_in_a_pass_leaves_the_history", |device| {
+        // Launches of one stream are counted on a device of its own; then the same again with a
+        // fault in each launch of the last block in turn.
+        let Some(sound) = simt_like(device, SimtOptions::default()) else {
+            return;
+        };
+        let dtype = DType::BF16;
+        let run = |device: &Device| -> (usize, Vec<Vec<f32>>) {
+            let pool = pool(device, &config(dtype));
+            let (mut stream, next) = after(&pool, 2, &mut Rng::new("fault"));
+            let mut faults = 0;
+            loop {
+                let places = stream.timeline();
+                let mut block = pool.begin([&mut stream]).expect("there is room");
+                let mut pass = block.denoise_pass().expect("it begins");
+                let [q, k, v] = next[0].tensors(device);
+                let mut out = output(device, &next[0]);
+                match pass.attend(0, q.view(), k.view(), v.view(), &mut out.view_mut()) {
+                    Ok(()) => break,
+                    Err(Error::Simt { .. }) => faults += 1,
+                    Err(other) => panic!("{other}"),
+                }
+                drop(block);
+                assert_eq!(stream.timeline(), places);
+            }
+            (faults, step(&pool, &mut [&mut stream], &next).0)
+        };
+        let (_, expected) = run(&sound);
+        // Two blocks of a denoise and a commit pass, in two layers, of three launches or more.
+        let mut hit = 0;
+        for launch in 24..44 {
+            let options = SimtOptions {
+                fail_launch: Some(launch),
+                ..SimtOptions::default()
+            };
+            let Ok((faults, outs)) = std::panic::catch_unwind(|| run(&Device::simt(options).expect("it was there")))
+            else {
+                continue; // The fault fell into the blocks before.
+            };
+            hit += faults;
+            if faults > 0 {
+                assert_eq!(outs, expected, "a fault in launch {launch}");
+            }
+        }
+        assert!(hit >= 3, "{hit} faults fell into the pass");
+    });
+
+    suite.on_kernels("a_lost_device_is_told_by_the_cache", |device| {
+        let options = SimtOptions {
+            deferred_faults: true,
+            fail_launch: Some(20),
+            ..SimtOptions::default()
+        };
+        let Some(device) = simt_like(device, options) else {
+            return;
+        };
+        let pool = pool(&device, &config(DType::BF16));
+        let mut stream = pool.stream().expect("the device is there");
+        let input = Input::random(&mut Rng::new("lost"), DType::BF16);
+        let [q, k, v] = input.tensors(&device);
+        let lost =
+            |result: packforcing::Result<()>| assert!(matches!(result, Err(Error::DeviceLost { .. })), "{result:?}");
+        loop {
+            let mut block = pool.begin([&mut stream]).expect("nothing was told yet");
+            let mut pass = block.commit_pass().expect("nothing was told yet");
+            let mut out = Tensor::zeros(&device, DType::BF16, q.shape()).expect("there is memory");
+            for layer in 0..LAYERS {
+                pass.attend(layer, q.view(), k.view(), v.view(), &mut out.view_mut())
+                    .expect("a card says nothing yet");
+            }
+            if device.synchronize().is_ok() {
+                block.commit().expect("no fault so far");
+                continue;
+            }
+            lost(out.to_f32_vec().map(drop));
+            lost(block.commit());
+            break;
+        }
+        lost(pool.begin([&mut stream]).map(drop));
+        lost(pool.stream().map(drop));
+    });
+
+    suite.plain("wan_480p_in_numbers", || {
+        let config = PackConfig::builder().build().expect("it is the paper's");
+        assert_eq!(config.frame_tokens().0, 1_560);
+        assert_eq!(config.block_tokens().0, 6_240);
+        assert_eq!(config.mid_tokens().0, 182);
+        assert_eq!(config.history_tokens().0, 21_632);
+        assert_eq!(config.context_tokens().0, 27_872);
+        assert_eq!(config.token_bytes(), 184_320);
+        assert_eq!(format!("{:.2} GB", config.history_bytes() as f64 / 1e9), "3.99 GB");
+        assert_eq!(config.page_tokens().0, 96);
+        let total = config.bytes().total() as f64 / 1e9;
+        assert!((8.5..9.5).contains(&total), "{total} GB with an archive of 120 blocks");
+    });
+
+    suite.on_devices("bytes_are_told_before_they_are_reserved", |device| {
+        for builder in [
+            builder().streams(2),
+            builder().compression(Compression::None),
+            builder().compression(Compression::Mean(MeanPool {
+                cell: [2, 3, 2],
+                remainder: Remainder::Keep,
+            })),
+            builder()
+                .selection(Selection::Shared)
+                .page_tokens(7)
+                .selected(Blocks(0)),
+        ] {
+            let config = builder.build().expect("it fits");
+            assert_eq!(config.bytes().total(), pool(device, &config).bytes());
+        }
+    });
+
+    suite.plain("a_configuration_that_does_not_fit_is_refused", || {
+        let refused = |builder: PackConfigBuilder, name: &str| match builder.build() {
+            Err(Error::Argument {
+                op: "PackConfig::build",
+                argument,
+                ..
+            }) => assert_eq!(argument, name),
+            other => panic!("{name}: {other:?}"),
+        };
+        let heads = |query, kv, dim| Heads { query, kv, dim };
+        refused(builder().layers(0), "layers");
+        refused(builder().streams(0), "streams");
+        refused(builder().heads(heads(3, 2, 64)), "heads");
+        refused(builder().heads(heads(2, 0, 64)), "heads");
+        refused(builder().dtype(DType::I32), "dtype");
+        refused(builder().block(Grid { frames: 0, ..GRID }), "block");
+        refused(
+            builder().block(Grid {
+                frames: usize::MAX,
+                ..GRID
+            }),
+            "block",
+        );
+        refused(builder().archive(Blocks(1)), "archive");
+        refused(builder().archive(Blocks(usize::MAX)), "archive");
+        refused(builder().rope(Rope3d::wan(128)), "rope");
+        refused(builder().compression(Compression::mean_pool([4, 1, 1])), "compression");
+        refused(builder().compression(Compression::mean_pool([0, 1, 1])), "compression");
+        refused(
+            builder().compression(Compression::External(Grid { rows: 9, ..GRID })),
+            "compression",
+        );
+        refused(builder().key_bias(f32::NAN), "key_bias");
+        refused(builder().page_tokens(0), "page_tokens");
+    });
+
+    suite.run()
 }

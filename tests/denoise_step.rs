@@ -1,6 +1,670 @@
-//! Tests.
+//! `denoise_step` on every device: to the bit against plain f32 loops, and its noise against theory.
 mod common;
 
+use common::{Errors, Golden, Rng, Suite, rounded, widen};
+use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, denoise_step, reference, rows};
+use packforcing::{DType, Device, Error, Result, SimtOptions, Tensor, View, ViewMut};
+
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
 fn main() -> std::process::ExitCode {
-    common::Suite::new().run()
+    let mut suite = Suite::new();
+    suite
+        .on_devices("any shape, stride and dtype equals plain f32 to the bit", random_steps)
+        .on_devices("shapes that hurt", shapes_that_hurt)
+        .on_devices("the usual steps against f64", usual_steps)
+        .on_devices("noise is near the f64 formula", noise_formula)
+        .on_devices("noise goes by the element's index alone", noise_by_index)
+        .on_devices("what is not a number stays where it is", nan_stays)
+        .on_devices("coefficients can be set anew", set_anew)
+        .on_devices("refuses what does not fit", refusals)
+        .plain("refuses bad coefficients", bad_coefficients)
+        .plain("noise is normal", noise_is_normal)
+        .golden("philox4x32_10", golden_philox)
+        .golden("denoise_step", golden_steps)
+        .run()
+}
+
+/// The devices of a golden test.
+fn devices() -> Vec<Device> {
+    let simt = Device::simt(SimtOptions::default());
+    [simt, Device::cuda(0)]
+        .into_iter()
+        .flatten()
+        .chain([Device::cpu()])
+        .collect()
+}
+
+fn bits(data: &[f32]) -> Vec<u32> {
+    data.iter().map(|x| x.to_bits()).collect()
+}
+
+/// A tensor inside NaN: rows of a longer tensor, from `skip` on.
+struct Strided {
+    whole: Tensor,
+    shape: Vec<usize>,
+    /// Dimension, what lies before the view in it, what lies behind.
+    margins: Vec<(usize, usize, usize)>,
+}
+
+impl Strided {
+    fn new(
+        device: &Device,
+        dtype: DType,
+        data: &[f32],
+        shape: &[usize],
+        margins: Vec<(usize, usize, usize)>,
+    ) -> Strided {
+        let mut padded = shape.to_vec();
+        for &(d, before, behind) in &margins {
+            padded[d] += before + behind;
+        }
+        let mut whole = vec![f32::NAN; padded.iter().product()];
+        for (i, &x) in data.iter().enumerate() {
+            whole[position(i, shape, &padded, &margins)] = x;
+        }
+        Strided {
+            whole: Tensor::from_f32(device, dtype, &whole, &padded).unwrap(),
+            shape: shape.to_vec(),
+            margins,
+        }
+    }
+
+    fn view(&self) -> View<'_> {
+        let mut view = self.whole.view();
+        for &(d, before, _) in &self.margins {
+            view = view.narrow(d, before, self.shape[d]).unwrap();
+        }
+        view
+    }
+
+    fn view_mut(&mut self) -> ViewMut<'_> {
+        let mut view = self.whole.view_mut();
+        for &(d, before, _) in &self.margins {
+            view = view.narrow(d, before, self.shape[d]).unwrap();
+        }
+        view
+    }
+
+    /// What it holds now; what lies around must still be NaN.
+    fn read(&self) -> Vec<f32> {
+        let mut whole = self.whole.to_f32_vec().unwrap();
+        let size: usize = self.shape.iter().product();
+        let padded = self.whole.shape();
+        let inside: Vec<usize> = (0..size)
+            .map(|i| position(i, &self.shape, padded, &self.margins))
+            .collect();
+        let data = inside.iter().map(|&at| whole[at]).collect();
+        inside.iter().for_each(|&at| whole[at] = f32::NAN);
+        assert!(whole.iter().all(|x| x.is_nan()), "written outside");
+        data
+    }
+}
+
+/// Where element `i` of the view lies in the whole tensor.
+fn position(mut i: usize, shape: &[usize], padded: &[usize], margins: &[(usize, usize, usize)]) -> usize {
+    let (mut at, mut stride) = (0, 1);
+    for d in (0..shape.len()).rev() {
+        let before: usize = margins.iter().filter(|m| m.0 == d).map(|m| m.1).sum();
+        at += (i % shape[d] + before) * stride;
+        i /= shape[d];
+        stride *= padded[d];
+    }
+    at
+}
+
+/// Noise alone, made on the CPU.
+fn cpu_noise(noise: Noise, count: usize) -> Vec<f32> {
+    pure_noise(&Device::cpu(), noise, &[1, count])
+}
+
+fn pure_noise(device: &Device, noise: Noise, shape: &[usize]) -> Vec<f32> {
+    let count: usize = shape.iter().product();
+    let mut out = Tensor::from_slice(device, &vec![f32::NAN; count], shape).unwrap();
+    let args = DenoiseStep {
+        terms: vec![],
+        in_place: 0,
+        frame_axis: 0,
+        coefficients: &Coefficients::new(device, &[vec![vec![1.0; shape[0]]]]).unwrap(),
+        noise: Some(noise),
+    };
+    denoise_step(&args, &mut [out.view_mut()]).unwrap();
+    out.to_vec().unwrap()
+}
+
+/// The sum as every device must make it: f32, from 0, term after term.
+fn plain(terms: &[Vec<f32>], rows: &rows::Rows, inner: usize) -> Vec<f32> {
+    let frames = rows[0].len();
+    let element = |e: usize| {
+        let mut sum = 0.0f32;
+        for (term, row) in terms.iter().zip(rows) {
+            sum += row[e / inner % frames] as f32 * term[e];
+        }
+        sum
+    };
+    (0..terms[0].len()).map(element).collect()
+}
+
+/// One random step: some terms, some outputs, some of them in place.
+struct Step {
+    shape: Vec<usize>,
+    frame_axis: usize,
+    terms: usize,
+    outputs: usize,
+    in_place: usize,
+    noise: Option<Noise>,
+    /// Whether views are parts of longer tensors.
+    strided: bool,
+    dtypes: Vec<DType>,
+}
+
+impl Step {
+    /// Runs it on random numbers and compares with plain f32 loops to the bit.
+    fn check(&self, device: &Device, rng: &mut Rng) {
+        let count: usize = self.shape.iter().product();
+        let (frames, inner) = (
+            self.shape[self.frame_axis],
+            self.shape[self.frame_axis + 1..].iter().product(),
+        );
+        let mut margins = || {
+            let mut margins = vec![];
+            if self.strided {
+                let dims = [0, self.frame_axis, self.frame_axis + 1];
+                for (i, &d) in dims.iter().enumerate() {
+                    if d < self.shape.len() && !dims[..i].contains(&d) {
+                        margins.push((d, rng.below(0..3), rng.below(0..9)));
+                    }
+                }
+            }
+            margins
+        };
+        let places: Vec<_> = (0..self.terms + self.outputs).map(|_| margins()).collect();
+        let dtype = |i: usize| self.dtypes[i % self.dtypes.len()];
+        let data: Vec<Vec<f32>> = (0..self.terms)
+            .map(|k| rounded(dtype(k), &rng.normals(count)))
+            .collect();
+        let rows: Vec<rows::Rows> = (0..self.outputs)
+            .map(|_| {
+                let row = |rng: &mut Rng| (0..frames).map(|_| rng.normal()).collect();
+                let mut rows: rows::Rows = (0..self.terms + 1).map(|_| row(rng)).collect();
+                if self.noise.is_none() {
+                    rows[self.terms].fill(0.0);
+                }
+                rows
+            })
+            .collect();
+
+        let mut outputs: Vec<Strided> = (0..self.outputs)
+            .map(|j| {
+                let now = if j < self.in_place {
+                    data[j].clone()
+                } else {
+                    vec![f32::NAN; count]
+                };
+                Strided::new(device, dtype(j), &now, &self.shape, places[self.terms + j].clone())
+            })
+            .collect();
+        let terms: Vec<Strided> = (self.in_place..self.terms)
+            .map(|k| Strided::new(device, dtype(k), &data[k], &self.shape, places[k].clone()))
+            .collect();
+        let args = DenoiseStep {
+            terms: terms.iter().map(Strided::view).collect(),
+            in_place: self.in_place,
+            frame_axis: self.frame_axis,
+            coefficients: &Coefficients::new(device, &rows).unwrap(),
+            noise: self.noise,
+        };
+        let mut views: Vec<ViewMut<'_>> = outputs.iter_mut().map(Strided::view_mut).collect();
+        denoise_step(&args, &mut views).unwrap();
+        drop(views);
+
+        let mut all = data;
+        all.extend(self.noise.map(|noise| cpu_noise(noise, count)));
+        for (j, (output, rows)) in outputs.iter().zip(&rows).enumerate() {
+            let expected = if all.is_empty() {
+                vec![0.0; count]
+            } else {
+                plain(&all, rows, inner)
+            };
+            assert_eq!(
+                bits(&output.read()),
+                bits(&rounded(dtype(j), &expected)),
+                "output {j} of {:?}, frames {}, {} terms, {} in place, dtypes {:?}, {:?}",
+                self.shape,
+                self.frame_axis,
+                self.terms,
+                self.in_place,
+                self.dtypes,
+                self.noise
+            );
+        }
+        for (term, data) in terms.iter().zip(&all[self.in_place..]) {
+            assert_eq!(bits(&term.read()), bits(data), "a term was written");
+        }
+    }
+}
+
+fn random_steps(device: &Device) {
+    let mut rng = Rng::new("steps");
+    for _ in 0..60 {
+        let rank = rng.below(1..5);
+        let outputs = rng.below(1..5);
+        let in_place = rng.below(0..outputs + 1);
+        let mut shape: Vec<usize> = (0..rank).map(|_| rng.below(1..6)).collect();
+        // Whole vectors of 8 and of 4, and rows that end anywhere.
+        shape[rank - 1] = [1, 3, 4, 8, 12, 16, 31][rng.below(0..7)];
+        Step {
+            frame_axis: rng.below(0..rank),
+            terms: rng.below(in_place..9),
+            outputs,
+            in_place,
+            noise: (rng.below(0..2) == 1).then_some(Noise {
+                seed: rng.bits(),
+                offset: rng.bits(),
+            }),
+            strided: rng.below(0..2) == 1,
+            dtypes: (0..rng.below(1..4)).map(|_| FLOATS[rng.below(0..3)]).collect(),
+            shape,
+        }
+        .check(device, &mut rng);
+    }
+}
+
+fn shapes_that_hurt(device: &Device) {
+    let mut rng = Rng::new("shapes");
+    let shapes: [(&[usize], usize); 10] = [
+        (&[1], 0),
+        (&[3, 0, 2], 0),
+        (&[5, 1], 0),
+        (&[1, 239], 0),
+        (&[3, 799], 0),
+        (&[2, 3, 1025], 1),
+        (&[2, 3, 2048], 1),
+        (&[2, 16, 3, 6, 10], 2),
+        (&[257, 4, 1], 1),
+        (&[1023, 4], 1),
+    ];
+    for (i, (shape, frame_axis)) in shapes.into_iter().enumerate() {
+        Step {
+            shape: shape.to_vec(),
+            frame_axis,
+            terms: 2,
+            outputs: 1,
+            in_place: i % 2,
+            noise: Some(Noise {
+                seed: 7,
+                offset: u64::MAX - 1,
+            }),
+            strided: false,
+            dtypes: vec![FLOATS[i % 3], FLOATS[i / 3 % 3]],
+        }
+        .check(device, &mut rng);
+    }
+}
+
+/// x, v, v_uncond and noise with sigmas a frame.
+struct Latents {
+    inner: usize,
+    terms: [Vec<f32>; 4],
+    sigma: Vec<f64>,
+    sigma_next: Vec<f64>,
+}
+
+impl Latents {
+    /// These rows over x, v and v_uncond where there are so many, the last row over the noise, on
+    /// a device and in f64. The noise is a term here, so that any noise can be tried.
+    fn run(&self, device: &Device, rows: &rows::Rows) -> (Vec<f32>, Vec<f64>) {
+        let frames = self.sigma.len();
+        let shape = [frames, self.inner];
+        let [x, v, unconditional, noise] = &self.terms;
+        let used: Vec<&Vec<f32>> = match rows.len() {
+            3 => vec![x, v, noise],
+            _ => vec![x, v, unconditional, noise],
+        };
+        let tensors: Vec<Tensor> = used
+            .iter()
+            .map(|t| Tensor::from_slice(device, t, &shape).unwrap())
+            .collect();
+        let mut out = Tensor::from_slice(device, &vec![f32::NAN; frames * self.inner], &shape).unwrap();
+        let mut padded = rows.clone();
+        padded.push(vec![0.0; frames]);
+        let args = DenoiseStep {
+            terms: tensors.iter().map(Tensor::view).collect(),
+            in_place: 0,
+            frame_axis: 0,
+            coefficients: &Coefficients::new(device, &[padded]).unwrap(),
+            noise: None,
+        };
+        denoise_step(&args, &mut [out.view_mut()]).unwrap();
+        let wide: Vec<Vec<f64>> = used.iter().map(|t| widen(t)).collect();
+        let wide: Vec<&[f64]> = wide.iter().map(Vec::as_slice).collect();
+        (out.to_vec().unwrap(), reference::combine(&wide, rows, self.inner))
+    }
+
+    /// Largest error that f32 sums may have: each of the few operations rounds once, at the size
+    /// of the largest term.
+    fn bound(&self, rows: &rows::Rows) -> f64 {
+        let largest = |data: &[f32]| data.iter().fold(0.0f64, |a, &x| a.max(f64::from(x).abs()));
+        let factor = |row: &Vec<f64>| row.iter().fold(0.0f64, |a, c| a.max(c.abs()));
+        let terms: f64 = self.terms.iter().map(|t| largest(t)).sum();
+        let rows: f64 = rows.iter().map(factor).sum();
+        8.0 * f64::from(f32::EPSILON) * terms * rows
+    }
+}
+
+fn usual_steps(device: &Device) {
+    let mut rng = Rng::new("usual");
+    let inner = 96;
+    let latents = Latents {
+        inner,
+        terms: std::array::from_fn(|_| rng.normals(4 * inner)),
+        sigma: vec![1.0, 0.9375, 0.5, 0.0],
+        sigma_next: vec![0.9, 0.0, 1.0, 0.0],
+    };
+    let Latents { sigma, sigma_next, .. } = &latents;
+    let [x, v, u, noise] = latents.terms.each_ref().map(|t| widen(t));
+    type Formula<'a> = &'a dyn Fn(usize, f64, f64) -> f64;
+    let cases: [(rows::Rows, Formula<'_>); 4] = [
+        (rows::euler(sigma, sigma_next), &|e, s, next| x[e] + (next - s) * v[e]),
+        (rows::x0(sigma), &|e, s, _| x[e] - s * v[e]),
+        (rows::renoise(sigma, sigma_next), &|e, s, next| {
+            (1.0 - next) * (x[e] - s * v[e]) + next * noise[e]
+        }),
+        (rows::guided(rows::euler(sigma, sigma_next), 5.0), &|e, s, next| {
+            x[e] + (next - s) * (u[e] + 5.0 * (v[e] - u[e]))
+        }),
+    ];
+    for (i, (rows, formula)) in cases.into_iter().enumerate() {
+        let (got, exact) = latents.run(device, &rows);
+        let truth: Vec<f64> = (0..4 * inner)
+            .map(|e| formula(e, sigma[e / inner], sigma_next[e / inner]))
+            .collect();
+        let far = exact.iter().zip(&truth).any(|(a, b)| (a - b).abs() > 1e-13);
+        assert!(!far, "the reference of case {i}");
+        let error = Errors::of(&got, &truth).max;
+        assert!(error <= latents.bound(&rows), "case {i}: {error:e}");
+    }
+}
+
+fn noise_formula(device: &Device) {
+    let mut rng = Rng::new("formula");
+    for offset in [0, u64::from(u32::MAX) - 5, u64::MAX - 9, rng.bits()] {
+        let seed = rng.bits();
+        let got = pure_noise(device, Noise { seed, offset }, &[4, 999]);
+        let truth = reference::noise(seed, offset, got.len());
+        for (pair, truth) in got.chunks(2).zip(truth.chunks(2)) {
+            // The series leave 3e-8 out; five roundings of half a unit do the rest.
+            let bound = 4e-7 * truth[0].hypot(truth[1]);
+            for (x, t) in pair.iter().zip(truth) {
+                assert!(
+                    (f64::from(*x) - t).abs() <= bound,
+                    "{x} for {t}, seed {seed}, offset {offset}"
+                );
+            }
+        }
+    }
+}
+
+fn noise_by_index(device: &Device) {
+    let noise = Noise { seed: 11, offset: 5 };
+    let long = pure_noise(device, noise, &[4, 60]);
+    assert_eq!(bits(&long), bits(&cpu_noise(noise, 240)));
+    for shape in [vec![240, 1], vec![3, 80], vec![2, 3, 40], vec![1, 239]] {
+        let count: usize = shape.iter().product();
+        assert_eq!(bits(&pure_noise(device, noise, &shape)), bits(&long[..count]));
+    }
+    assert_eq!(noise.after(6), Noise { seed: 11, offset: 7 });
+    assert_eq!(
+        bits(&pure_noise(device, noise.after(6), &[1, 100])),
+        bits(&long[8..108])
+    );
+    let another = pure_noise(device, Noise { seed: 12, offset: 5 }, &[1, 240]);
+    let shared = another.iter().filter(|x| long.contains(x)).count();
+    assert!(shared < 5, "{shared} numbers of another seed are the same");
+}
+
+fn nan_stays(device: &Device) {
+    let mut x = vec![1.0f32; 40];
+    (x[3], x[17], x[30]) = (f32::NAN, f32::INFINITY, f32::MAX);
+    let mut tensor = Tensor::from_slice(device, &x, &[2, 20]).unwrap();
+    let args = DenoiseStep {
+        terms: vec![],
+        in_place: 1,
+        frame_axis: 0,
+        coefficients: &Coefficients::new(device, &[vec![vec![2.0, 3.0], vec![0.0; 2]]]).unwrap(),
+        noise: None,
+    };
+    denoise_step(&args, &mut [tensor.view_mut()]).unwrap();
+    for (e, &y) in tensor.to_vec::<f32>().unwrap().iter().enumerate() {
+        match e {
+            3 => assert!(y.is_nan()),
+            17 | 30 => assert_eq!(y, f32::INFINITY),
+            _ => assert_eq!(y, if e < 20 { 2.0 } else { 3.0 }),
+        }
+    }
+}
+
+fn set_anew(device: &Device) {
+    let mut x = Tensor::from_slice(device, &[1.0f32, 2.0], &[2]).unwrap();
+    let mut coefficients = Coefficients::new(device, &[vec![vec![2.0, 3.0], vec![0.0; 2]]]).unwrap();
+    assert_eq!(
+        (coefficients.outputs(), coefficients.terms(), coefficients.frames()),
+        (1, 1, 2)
+    );
+    let step = |x: &mut Tensor, coefficients: &Coefficients| {
+        let args = DenoiseStep {
+            terms: vec![],
+            in_place: 1,
+            frame_axis: 0,
+            coefficients,
+            noise: None,
+        };
+        denoise_step(&args, &mut [x.view_mut()])
+    };
+    step(&mut x, &coefficients).unwrap();
+    coefficients.set(&[vec![vec![10.0, 100.0], vec![0.0; 2]]]).unwrap();
+    step(&mut x, &coefficients).unwrap();
+    assert_eq!(x.to_vec::<f32>().unwrap(), [20.0, 600.0]);
+    let refused = coefficients.set(&[vec![vec![1.0], vec![0.0]]]);
+    assert_eq!(argument(refused, "Coefficients::set"), "rows");
+    coefficients.set(&[vec![vec![1.0; 2], vec![0.0, 1.0]]]).unwrap();
+    assert_eq!(argument(step(&mut x, &coefficients), "denoise_step"), "noise");
+}
+
+/// The argument that an error names.
+fn argument<T: std::fmt::Debug>(result: Result<T>, op: &str) -> &'static str {
+    match result.unwrap_err() {
+        Error::Argument { op: got, argument, .. } | Error::UnsupportedDType { op: got, argument, .. } => {
+            assert_eq!(got, op);
+            argument
+        }
+        other => panic!("{other}"),
+    }
+}
+
+fn refusals(device: &Device) {
+    let f32s = |shape: &[usize]| Tensor::zeros(device, DType::F32, shape).unwrap();
+    let numbers = |terms: usize| {
+        let mut rows = vec![vec![1.0; 3]; terms + 1];
+        rows[terms].fill(0.0);
+        Coefficients::new(device, &[rows]).unwrap()
+    };
+    let attempt = |terms: &[View<'_>], in_place: usize, frame_axis: usize, coefficients: &Coefficients| {
+        let mut out = Tensor::from_slice(device, &[9.0f32; 24], &[2, 3, 4]).unwrap();
+        let args = DenoiseStep {
+            terms: terms.to_vec(),
+            in_place,
+            frame_axis,
+            coefficients,
+            noise: None,
+        };
+        let result = denoise_step(&args, &mut [out.view_mut()]);
+        let untouched = out.to_vec::<f32>().unwrap().iter().all(|&x| x == 9.0);
+        assert!(result.is_ok() || untouched);
+        result
+    };
+    let (one, two) = (numbers(1), numbers(2));
+    let good = f32s(&[2, 3, 4]);
+    attempt(&[good.view()], 0, 1, &one).unwrap();
+    attempt(&[good.view()], 1, 1, &two).unwrap();
+    let refused = |result| argument(result, "denoise_step");
+    assert_eq!(refused(attempt(&[good.view()], 0, 1, &two)), "terms");
+    assert_eq!(refused(attempt(&[good.view()], 1, 1, &one)), "terms");
+    assert_eq!(refused(attempt(&[], 2, 1, &two)), "in_place");
+    assert_eq!(refused(attempt(&[good.view()], 0, 0, &one)), "frame_axis");
+    assert_eq!(refused(attempt(&[good.view()], 0, 3, &one)), "frame_axis");
+    assert_eq!(refused(attempt(&[f32s(&[2, 3, 5]).view()], 0, 1, &one)), "terms");
+    assert_eq!(refused(attempt(&[f32s(&[6, 4]).view()], 0, 1, &one)), "terms");
+    let integers = Tensor::zeros(device, DType::I32, &[2, 3, 4]).unwrap();
+    assert_eq!(refused(attempt(&[integers.view()], 0, 1, &one)), "terms");
+    let elsewhere = Device::simt(SimtOptions::default()).unwrap_or_else(|_| Device::cpu());
+    if elsewhere != *device {
+        let foreign = Tensor::zeros(&elsewhere, DType::F32, &[2, 3, 4]).unwrap();
+        assert_eq!(refused(attempt(&[foreign.view()], 0, 1, &one)), "terms");
+    }
+    let noisy = Coefficients::new(device, &[vec![vec![1.0; 3], vec![0.0, 0.0, 0.5]]]).unwrap();
+    assert_eq!(refused(attempt(&[good.view()], 0, 1, &noisy)), "noise");
+    let pair = Coefficients::new(device, &[vec![vec![0.0; 3]], vec![vec![0.0; 3]]]).unwrap();
+    assert_eq!(refused(attempt(&[], 0, 1, &pair)), "outputs");
+    // Dimensions after the frames with a gap, dimensions before them that are not one.
+    let gap = f32s(&[3, 4, 5]);
+    let (gap, mut out) = (gap.view().narrow(2, 0, 4).unwrap(), f32s(&[3, 4, 4]));
+    let args = |term, frame_axis, coefficients| DenoiseStep {
+        terms: vec![term],
+        in_place: 0,
+        frame_axis,
+        coefficients,
+        noise: None,
+    };
+    assert_eq!(
+        refused(denoise_step(&args(gap, 0, &one), &mut [out.view_mut()])),
+        "terms"
+    );
+    let apart = f32s(&[2, 3, 3, 4]);
+    let (apart, mut out) = (apart.view().narrow(1, 0, 2).unwrap(), f32s(&[2, 2, 3, 4]));
+    assert_eq!(
+        refused(denoise_step(&args(apart, 2, &one), &mut [out.view_mut()])),
+        "terms"
+    );
+}
+
+fn bad_coefficients() {
+    let cpu = Device::cpu();
+    let make = |rows: &[rows::Rows]| Coefficients::new(&cpu, rows);
+    make(&vec![vec![vec![1.0; 3]; 9]; 4]).unwrap();
+    let bad: [Vec<rows::Rows>; 10] = [
+        vec![],
+        vec![vec![]],
+        vec![vec![vec![]]],
+        vec![vec![vec![1.0]]; 5],
+        vec![vec![vec![1.0]; 10]],
+        vec![vec![vec![1.0], vec![1.0, 2.0]]],
+        vec![vec![vec![1.0]; 2], vec![vec![1.0]]],
+        vec![vec![vec![f64::NAN]]],
+        vec![vec![vec![1e39]]],
+        vec![rows::euler(&[1.0, 0.5], &[0.5])],
+    ];
+    for rows in bad {
+        assert_eq!(argument(make(&rows), "Coefficients::new"), "rows", "{rows:?}");
+    }
+}
+
+/// A million numbers; every bound is five standard deviations of what it bounds.
+fn noise_is_normal() {
+    let n = 1_000_000;
+    let noise = Noise {
+        seed: common::seed(),
+        offset: 0,
+    };
+    let mut x = widen(&cpu_noise(noise, n));
+    let count = n as f64;
+    let mean = |f: &dyn Fn(f64) -> f64| x.iter().map(|&x| f(x)).sum::<f64>() / count;
+    let near = |what: &str, got: f64, expected: f64, variance: f64| {
+        let bound = 5.0 * (variance / count).sqrt();
+        assert!(
+            (got - expected).abs() < bound,
+            "{what}: {got}, not {expected} +- {bound:e}"
+        );
+    };
+    near("mean", mean(&|x| x), 0.0, 1.0);
+    near("variance", mean(&|x| x * x), 1.0, 2.0);
+    near("third moment", mean(&|x| x.powi(3)), 0.0, 15.0);
+    near("fourth moment", mean(&|x| x.powi(4)), 3.0, 96.0);
+    for (edge, beyond) in [(1.0, 0.317_310_5), (3.0, 0.002_699_8), (4.0, 6.334_2e-5)] {
+        let outside = mean(&|x: f64| f64::from(x.abs() > edge));
+        near("tail", outside, beyond, beyond);
+    }
+    for lag in 1..=5 {
+        let products = x.iter().zip(&x[lag..]).map(|(a, b)| a * b).sum::<f64>() / count;
+        near("correlation of neighbours", products, 0.0, 1.0);
+        let squares = x.iter().zip(&x[lag..]).map(|(a, b)| (a * a - 1.0) * (b * b - 1.0));
+        near("correlation of squares", squares.sum::<f64>() / count, 0.0, 4.0);
+    }
+    // Kolmogorov and Smirnov: 2.7 / sqrt n is passed once in a million times.
+    x.sort_by(f64::total_cmp);
+    let distance = x.iter().enumerate().map(|(i, &x)| {
+        let below = normal_below(x);
+        (below - i as f64 / count)
+            .abs()
+            .max((below - (i + 1) as f64 / count).abs())
+    });
+    let distance = distance.fold(0.0, f64::max);
+    assert!(
+        distance < 2.7 / count.sqrt(),
+        "Kolmogorov-Smirnov distance {distance:e}"
+    );
+}
+
+/// The normal distribution function, to 1e-7 (Abramowitz and Stegun 7.1.26).
+fn normal_below(x: f64) -> f64 {
+    let z = x.abs() / std::f64::consts::SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let series =
+        ((((1.061_405_429 * t - 1.453_152_027) * t + 1.421_413_741) * t - 0.284_496_736) * t + 0.254_829_592) * t;
+    let beyond = 0.5 * series * (-z * z).exp();
+    if x > 0.0 { 1.0 - beyond } else { beyond }
+}
+
+fn golden_philox(golden: &Golden) {
+    for case in golden.cases("philox4x32_10") {
+        let words = |name: &str| -> Vec<u32> {
+            let words = case[name].as_array().unwrap().iter();
+            words
+                .map(|w| u32::from_str_radix(w.as_str().unwrap(), 16).unwrap())
+                .collect()
+        };
+        let counter: [u32; 4] = words("counter").try_into().unwrap();
+        let key: [u32; 2] = words("key").try_into().unwrap();
+        assert_eq!(reference::philox(counter, key).to_vec(), words("out"));
+    }
+}
+
+fn golden_steps(golden: &Golden) {
+    let load = |name: &str| golden.tensor("denoise_step.safetensors", name).0;
+    let narrow = |name: &str| load(name).iter().map(|&x| x as f32).collect::<Vec<f32>>();
+    let (sigma, sigma_next) = (load("sigma"), load("sigma_next"));
+    let latents = Latents {
+        inner: load("x").len() / sigma.len(),
+        terms: ["x", "v", "v_uncond", "noise"].map(narrow),
+        sigma: sigma.clone(),
+        sigma_next: sigma_next.clone(),
+    };
+    // Guidance alone: no x, v guided, no noise.
+    let velocity = vec![vec![0.0; 4], vec![1.0; 4], vec![0.0; 4]];
+    let cases = [
+        ("euler", rows::euler(&sigma, &sigma_next)),
+        ("x0", rows::x0(&sigma)),
+        ("renoise", rows::renoise(&sigma, &sigma_next)),
+        ("cfg5", rows::guided(velocity, 5.0)),
+    ];
+    for device in devices() {
+        for (name, rows) in &cases {
+            let (got, exact) = latents.run(&device, rows);
+            let truth = load(name);
+            let far = exact.iter().zip(&truth).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(far < 1e-12, "the reference of {name}: {far:e}");
+            let error = Errors::of(&got, &truth).max;
+            assert!(error <= latents.bound(rows), "{name} on {device}: {error:e}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use criterion::{Criterion, Throughput};
-use packforcing::{Device, Result};
+use packforcing::{DType, Device, Result, Tensor};
 
 /// The CPU, and a GPU where there is one. The SIMT device is no place to measure.
 pub fn devices() -> Vec<Device> {
@@ -45,4 +45,25 @@ pub fn time(
         });
     });
     group.finish();
+}
+
+/// The device's own copy of `bytes`, to hold a bandwidth against: it reads and writes as many.
+pub fn copy(c: &mut Criterion, op: &str, case: &str, device: &Device, bytes: usize) -> Result<()> {
+    let from = Tensor::zeros(device, DType::U8, &[bytes])?;
+    let to = Tensor::zeros(device, DType::U8, &[bytes])?;
+    let (source, target) = (from.address(), to.address());
+    let case = format!("{case}_copy");
+    time(c, op, &case, &Work::Bytes(2 * bytes), device, || {
+        if let Some(cuda) = device.as_cuda() {
+            use packforcing::cudarc::driver::result::memcpy_dtod_async;
+            // SAFETY: both tensors are this device's, hold so many bytes and live past the stream's work.
+            let copied = unsafe { memcpy_dtod_async(target, source, bytes, cuda.stream().cu_stream()) };
+            copied.unwrap_or_else(|e| panic!("a copy: {e:?}"));
+        } else {
+            // SAFETY: both tensors are host memory of so many bytes, and nothing else reads or writes them.
+            unsafe { std::ptr::copy_nonoverlapping(source as *const u8, target as *mut u8, bytes) };
+        }
+        Ok(())
+    });
+    Ok(())
 }

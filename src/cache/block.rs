@@ -218,6 +218,11 @@ impl<'a> Block<'a> {
         Ok(())
     }
 
+    /// Its number in the video, from 0: that of the first stream of the batch.
+    pub fn number(&self) -> usize {
+        self.streams.first().map_or(0, |s| s.blocks())
+    }
+
     /// Tokens that one stream of the batch attends to in this block, itself included.
     pub fn context_tokens(&self, stream: usize) -> Option<Tokens> {
         self.streams.get(stream).map(|s| s.context_tokens())

@@ -205,7 +205,16 @@ impl PackConfigBuilder {
             format!("{:?}", c.rope),
         )?;
         let mid = c.mid_grid();
-        let mid_fits = mid.extents().iter().zip(extents).all(|(&m, b)| m > 0 && m <= b);
+        let cells = match c.compression {
+            Compression::Mean(pool) => pool.cell,
+            Compression::None | Compression::External(_) => [1; 3],
+        };
+        let mid_fits = mid
+            .extents()
+            .iter()
+            .zip(extents)
+            .zip(cells)
+            .all(|((&m, b), cell)| m > 0 && m <= b && cell > 0);
         ensure(
             mid_fits,
             "compression",

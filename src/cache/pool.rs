@@ -46,6 +46,7 @@ pub(crate) struct State {
     free_rows: Vec<u32>,
     /// Away while a block is under way.
     work: Option<Box<Work>>,
+    work_bytes: usize,
 }
 
 impl Store {
@@ -150,6 +151,7 @@ impl PagePool {
             .slot_bias()
             .then(|| Tensor::zeros(device, DType::F32, &kv[1..4]))
             .transpose()?;
+        let work = Box::new(Work::new(device, config)?);
         let state = State {
             store: Store {
                 k: Tensor::zeros(device, config.dtype, &kv)?,
@@ -160,7 +162,8 @@ impl PagePool {
             slot_pages: PageLists::new(device, pages, slots, config.mid_pages().0)?,
             free_pages: (0..pages as u32).rev().collect(),
             free_rows: (0..slots as u32).rev().collect(),
-            work: Some(Box::new(Work::new(device, config)?)),
+            work_bytes: work.bytes(),
+            work: Some(work),
         };
         Ok(PagePool(Arc::new(Inner {
             device: device.clone(),
@@ -214,6 +217,20 @@ impl PagePool {
     /// Where its pages are.
     pub fn device(&self) -> &Device {
         &self.0.device
+    }
+
+    /// Bytes of device memory that it has reserved: what [`PackConfig::bytes`] told.
+    pub fn bytes(&self) -> usize {
+        let state = self.0.state();
+        let store = &state.store;
+        let tensors = [
+            Some(&store.k),
+            Some(&store.v),
+            store.slot_bias.as_ref(),
+            Some(&state.key_sums),
+        ];
+        let tables = state.slot_pages.bytes() + state.work_bytes;
+        tensors.into_iter().flatten().map(Tensor::bytes).sum::<usize>() + tables
     }
 
     /// Pages that no stream holds.

@@ -112,4 +112,22 @@ impl Work {
             queries: tensor(8)?,
         })
     }
+
+    /// Bytes of device memory that it has reserved.
+    pub fn bytes(&self) -> usize {
+        let tensors = [
+            &self.rows,
+            &self.origins,
+            &self.candidates,
+            &self.counts,
+            &self.prefix,
+            &self.scores,
+            &self.chosen,
+            &self.query_sums,
+            &self.queries,
+        ];
+        let contexts = self.contexts.iter().chain([&self.draft]).map(Context::bytes);
+        let lists = [&self.current, &self.mid].map(PageLists::bytes);
+        contexts.chain(lists).chain(tensors.map(Tensor::bytes)).sum()
+    }
 }

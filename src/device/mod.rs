@@ -400,6 +400,7 @@ kernel_params!(
     MergeTokensParams,
     SumTokensParams,
     SumKeysParams,
+    ScoreBlocksParams,
     SelectBlocksParams,
     DenoiseStepParams
 );

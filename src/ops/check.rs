@@ -3,6 +3,7 @@
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::paging::PageLists;
 use crate::tensor::{View, ViewMut};
 
 /// The common side of [`View`] and [`ViewMut`].
@@ -76,6 +77,62 @@ impl Check<'_> {
             device: self.device.kind().name(),
             expected: names,
         })
+    }
+
+    /// Lists over a pool of `pages` pages, at least `streams` of them, each of at least `used` pages.
+    pub fn page_lists(
+        &self,
+        argument: &'static str,
+        lists: &PageLists,
+        pages: usize,
+        (streams, used): (usize, usize),
+    ) -> Result<()> {
+        let holds = lists.view().device() == self.device
+            && lists.pool_pages() <= pages
+            && lists.streams() >= streams
+            && (streams == 0 || lists.length() >= used);
+        self.ensure(
+            holds,
+            argument,
+            format!(
+                "at least {streams} lists of {used} pages below {pages} on {}",
+                self.device
+            ),
+            format!(
+                "{} lists of {} pages below {} on {}",
+                lists.streams(),
+                lists.length(),
+                lists.pool_pages(),
+                lists.view().device()
+            ),
+        )
+    }
+
+    /// That no page stands twice among the first `used` of the first `streams` lists, nor is `taken`
+    /// already; marks them. For host devices, where the lists can be read.
+    pub fn distinct_pages(
+        &self,
+        argument: &'static str,
+        lists: &PageLists,
+        (streams, used): (usize, usize),
+        taken: &mut [bool],
+    ) -> Result<()> {
+        if streams == 0 || used == 0 {
+            return Ok(());
+        }
+        let entries = lists.view().host::<i32>();
+        for list in entries.chunks_exact(lists.length()).take(streams) {
+            for &page in &list[..used] {
+                let before = std::mem::replace(&mut taken[page as usize], true);
+                self.ensure(
+                    !before,
+                    argument,
+                    "pages that nothing else uses",
+                    format!("page {page} again"),
+                )?;
+            }
+        }
+        Ok(())
     }
 
     /// Every outer stride a multiple of what 16 bytes hold, so that rows can be moved as vectors.

@@ -6,6 +6,7 @@
 //! golden vectors.
 #![allow(dead_code)]
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -122,6 +123,7 @@ impl Suite {
                 (None, _) => missing.push(format!("{name} is no device")),
             }
         }
+        std::panic::set_hook(Box::new(|info| PANIC.with_borrow_mut(|text| *text = info.to_string())));
         let conclusion = libtest_mimic::run(&arguments, std::mem::take(&mut self.trials));
         if listing {
             return conclusion.exit_code();
@@ -165,14 +167,15 @@ fn brief(error: &Error) -> String {
     }
 }
 
-/// Turns a panic into a failure that names the seed.
+thread_local! {
+    /// Where this thread panicked last, and how.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Turns a panic into a failure that names the place and the seed.
 fn guarded(test: impl FnOnce()) -> std::result::Result<(), Failed> {
-    catch_unwind(AssertUnwindSafe(test)).map_err(|panic| {
-        let what = panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
-            .unwrap_or_else(|| "panicked".into());
+    catch_unwind(AssertUnwindSafe(test)).map_err(|_| {
+        let what = PANIC.with_borrow_mut(std::mem::take);
         Failed::from(format!("{what}\nrepeat with PACKFORCING_SEED={}", seed()))
     })
 }

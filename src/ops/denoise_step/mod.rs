@@ -1,30 +1,143 @@
 //! One step of any solver: linear combinations of terms, with coefficients per frame, and noise.
+//!
+//! Samplers differ in their coefficients only, so those come from the host in f64 ([`rows`] has
+//! the usual ones, [`crate::schedule`] the time steps) and one kernel does for all.
 
-use crate::device::Device;
-use crate::error::Result;
+use crate::device::{Device, DeviceKind};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ffi;
+use crate::ops::check::{AnyView, Check};
 use crate::tensor::{Tensor, View, ViewMut};
 
-/// `outputs x (terms + noise) x frames` numbers in device memory.
+mod cpu;
+mod gpu;
+mod noise;
+pub mod reference;
+pub mod rows;
+
+const MAX_TERMS: usize = ffi::PF_MAX_TERMS as usize;
+const MAX_OUTPUTS: usize = ffi::PF_MAX_OUTPUTS as usize;
+/// Kernels count elements in 32 bits.
+const MAX_ELEMENTS: usize = 1 << 31;
+
+/// The numbers of a step in device memory: a row for each output and term, a number a frame.
 #[derive(Debug)]
 pub struct Coefficients {
-    pub(crate) rows: Tensor, // f32 [outputs, terms + 1, frames]
+    rows: Tensor, // f32 [outputs, terms + 1, frames]
+    /// Whether any noise is asked for.
+    noisy: bool,
 }
 
 impl Coefficients {
-    /// Rounds host numbers to f32. `rows[output][term][frame]`, the last term is the noise.
-    pub fn new(device: &Device, rows: &[Vec<Vec<f64>>]) -> Result<Coefficients> {
-        let _ = (device, rows);
-        unimplemented!()
+    /// Rounds host numbers to f32: `rows[output][term][frame]`, the last term is the noise.
+    ///
+    /// # Errors
+    ///
+    /// No output or more than 4; no noise row or more than 8 terms before it; no frame; rows of
+    /// different lengths; numbers that are not finite in f32.
+    pub fn new(device: &Device, rows: &[rows::Rows]) -> Result<Coefficients> {
+        let (shape, numbers, noisy) = flatten("Coefficients::new", rows)?;
+        let rows = Tensor::from_slice(device, &numbers, &shape)?;
+        Ok(Coefficients { rows, noisy })
+    }
+
+    /// Other numbers in the same memory, in the order of the device's stream: what was launched
+    /// before still sees the old ones.
+    ///
+    /// # Errors
+    ///
+    /// As [`Coefficients::new`]; another number of outputs, terms or frames than before.
+    pub fn set(&mut self, rows: &[rows::Rows]) -> Result<()> {
+        const OP: &str = "Coefficients::set";
+        let (shape, numbers, noisy) = flatten(OP, rows)?;
+        if shape != self.rows.shape() {
+            return Err(Error::argument(
+                OP,
+                "rows",
+                format!("outputs, rows and frames {:?}", self.rows.shape()),
+                format!("{shape:?}"),
+            ));
+        }
+        self.rows.view_mut().copy_from_slice(&numbers)?;
+        self.noisy = noisy;
+        Ok(())
+    }
+
+    /// How many outputs they are for.
+    pub fn outputs(&self) -> usize {
+        self.rows.shape()[0]
+    }
+
+    /// How many terms they are for; the noise does not count.
+    pub fn terms(&self) -> usize {
+        self.rows.shape()[1] - 1
+    }
+
+    /// How many frames they are for.
+    pub fn frames(&self) -> usize {
+        self.rows.shape()[2]
     }
 }
 
-/// Where normal noise comes from: Philox 4x32-10 by element, the same numbers on every device.
+/// Shape and numbers of checked rows, and whether the last of any output is not 0.
+fn flatten(op: &'static str, rows: &[rows::Rows]) -> Result<([usize; 3], Vec<f32>, bool)> {
+    let outputs = rows.len();
+    let terms = rows.first().map_or(0, Vec::len);
+    let frames = rows.first().and_then(|r| r.first()).map_or(0, Vec::len);
+    let sizes = (1..=MAX_OUTPUTS).contains(&outputs) && (1..=MAX_TERMS + 1).contains(&terms) && frames > 0;
+    if !sizes {
+        return Err(Error::argument(
+            op,
+            "rows",
+            format!("1 to {MAX_OUTPUTS} outputs of 1 to {MAX_TERMS} + 1 rows of 1 number or more"),
+            format!("{outputs} outputs of {terms} rows of {frames} numbers"),
+        ));
+    }
+    let mut numbers = Vec::with_capacity(outputs * terms * frames);
+    let mut noisy = false;
+    for (j, output) in rows.iter().enumerate() {
+        if output.len() != terms || output.iter().any(|row| row.len() != frames) {
+            let lengths: Vec<usize> = output.iter().map(Vec::len).collect();
+            return Err(Error::argument(
+                op,
+                "rows",
+                format!("{terms} rows of {frames} numbers for every output"),
+                format!("rows of {lengths:?} numbers for output {j}"),
+            ));
+        }
+        if let Some(&x) = output.iter().flatten().find(|x| !(**x as f32).is_finite()) {
+            return Err(Error::argument(
+                op,
+                "rows",
+                "numbers that are finite in f32",
+                x.to_string(),
+            ));
+        }
+        numbers.extend(output.iter().flatten().map(|&x| x as f32));
+        noisy |= output[terms - 1].iter().any(|&x| x != 0.0);
+    }
+    Ok(([outputs, terms, frames], numbers, noisy))
+}
+
+/// Where normal noise comes from: Philox 4x32-10 by element, the same numbers to the bit on every
+/// device. The element's index counts in the order of the shape, whatever the strides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Noise {
     /// The key.
     pub seed: u64,
     /// The counter of the first four elements; a draw of n elements uses up `n.div_ceil(4)`.
     pub offset: u64,
+}
+
+impl Noise {
+    /// What is left after a draw of so many elements.
+    pub fn after(self, elements: usize) -> Noise {
+        Noise {
+            offset: self.offset.wrapping_add(elements.div_ceil(4) as u64),
+            ..self
+        }
+    }
 }
 
 /// Arguments of [`denoise_step`].
@@ -42,8 +155,186 @@ pub struct DenoiseStep<'a> {
     pub noise: Option<Noise>,
 }
 
-/// `out_j = sum_k c[j][k][frame] term_k + c[j][last][frame] noise`
+/// `out_j = sum_k c[j][k][frame] term_k + c[j][last][frame] noise`, summed in f32 in the order of
+/// the terms and rounded once: f32 results are the same to the bit on every device.
+///
+/// ```
+/// use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, denoise_step, rows};
+/// use packforcing::{Device, Tensor};
+/// # fn main() -> packforcing::Result<()> {
+/// let cpu = Device::cpu();
+/// // Two frames of two numbers: one goes from sigma 1 to 0.5, the other is clean already.
+/// let mut x = Tensor::from_slice(&cpu, &[1.0f32, 2.0, 3.0, 4.0], &[2, 2])?;
+/// let v = Tensor::from_slice(&cpu, &[2.0f32; 4], &[2, 2])?;
+/// let step = DenoiseStep {
+///     terms: vec![v.view()],
+///     in_place: 1, // x is the first term and the output
+///     frame_axis: 0,
+///     coefficients: &Coefficients::new(&cpu, &[rows::euler(&[1.0, 0.0], &[0.5, 0.0])])?,
+///     noise: None,
+/// };
+/// denoise_step(&step, &mut [x.view_mut()])?;
+/// assert_eq!(x.to_vec::<f32>()?, [0.0, 1.0, 3.0, 4.0]);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// Views that are not of one shape, not on the coefficients' device or not f32, f16 or bf16; another
+/// number of outputs, terms or frames than the coefficients have; a view whose dimensions before
+/// the frames do not lie like one, or whose dimensions after them are not contiguous; coefficients
+/// that ask for noise where there is none; 2^31 elements or more.
 pub fn denoise_step(args: &DenoiseStep<'_>, outputs: &mut [ViewMut<'_>]) -> Result<()> {
-    let _ = (args, outputs);
-    unimplemented!()
+    let device = args.coefficients.rows.device();
+    let check = Check {
+        op: "denoise_step",
+        device,
+    };
+    let plan = check_arguments(&check, args, outputs)?;
+    if plan.elements() == 0 {
+        return Ok(());
+    }
+    match device.kind() {
+        DeviceKind::Cpu => cpu::denoise_step(args, &plan, outputs),
+        _ => gpu::denoise_step(args, &plan, outputs)?,
+    }
+    Ok(())
+}
+
+/// Strides of a view seen as `[outer, frames, inner]`; inner elements lie one after the other.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    outer: usize,
+    frame: usize,
+}
+
+/// The step's extents and where everything lies.
+#[derive(Debug)]
+struct Plan {
+    outer: usize,
+    frames: usize,
+    inner: usize,
+    /// Of all terms, those in place first.
+    terms: Vec<Layout>,
+    outputs: Vec<Layout>,
+}
+
+impl Plan {
+    fn elements(&self) -> usize {
+        self.outer * self.frames * self.inner
+    }
+}
+
+fn check_arguments(check: &Check<'_>, args: &DenoiseStep<'_>, outputs: &[ViewMut<'_>]) -> Result<Plan> {
+    let numbers = args.coefficients;
+    check.ensure(
+        outputs.len() == numbers.outputs(),
+        "outputs",
+        format!("{}, as the coefficients are for", numbers.outputs()),
+        outputs.len().to_string(),
+    )?;
+    check.ensure(
+        args.in_place <= outputs.len(),
+        "in_place",
+        format!("at most {}, the number of outputs", outputs.len()),
+        args.in_place.to_string(),
+    )?;
+    check.ensure(
+        args.in_place + args.terms.len() == numbers.terms(),
+        "terms",
+        format!("{} with those in place, as the coefficients are for", numbers.terms()),
+        format!("{} and {} in place", args.terms.len(), args.in_place),
+    )?;
+    check.ensure(
+        args.noise.is_some() || !numbers.noisy,
+        "noise",
+        "a seed and an offset, because coefficients ask for noise",
+        "None",
+    )?;
+    let shape = outputs[0].shape();
+    check.ensure(
+        shape.get(args.frame_axis) == Some(&numbers.frames()),
+        "frame_axis",
+        format!(
+            "a dimension of {} frames, as the coefficients are for",
+            numbers.frames()
+        ),
+        format!("dimension {} of {shape:?}", args.frame_axis),
+    )?;
+    let (before, after) = (&shape[..args.frame_axis], &shape[args.frame_axis + 1..]);
+    let written = outputs
+        .iter()
+        .map(|o| layout(check, "outputs", o, shape, args.frame_axis));
+    let written: Vec<Layout> = written.collect::<Result<_>>()?;
+    let read = args
+        .terms
+        .iter()
+        .map(|t| layout(check, "terms", t, shape, args.frame_axis));
+    let read: Vec<Layout> = read.collect::<Result<_>>()?;
+    let plan = Plan {
+        outer: before.iter().product(),
+        frames: numbers.frames(),
+        inner: after.iter().product(),
+        terms: written[..args.in_place].iter().copied().chain(read).collect(),
+        outputs: written,
+    };
+    check.ensure(
+        plan.elements() < MAX_ELEMENTS,
+        "outputs",
+        "fewer than 2^31 elements",
+        plan.elements().to_string(),
+    )?;
+    Ok(plan)
+}
+
+fn layout(
+    check: &Check<'_>,
+    argument: &'static str,
+    view: &impl AnyView,
+    shape: &[usize],
+    frame_axis: usize,
+) -> Result<Layout> {
+    check.dtype(
+        argument,
+        view.dtype(),
+        &[DType::F32, DType::F16, DType::BF16],
+        "f32, f16, bf16",
+    )?;
+    check.ensure(
+        view.device() == check.device && view.shape() == shape,
+        argument,
+        format!("{shape:?} on {}", check.device),
+        view.describe(),
+    )?;
+    let strides = view.strides();
+    let inner = fold(&shape[frame_axis + 1..], &strides[frame_axis + 1..]);
+    let outer = fold(&shape[..frame_axis], &strides[..frame_axis]);
+    match (outer, inner) {
+        (Some(outer), Some(0 | 1)) => Ok(Layout {
+            outer,
+            frame: strides[frame_axis],
+        }),
+        _ => check.fail(
+            argument,
+            format!("dimensions before {frame_axis} that lie like one, dimensions after it that are contiguous"),
+            view.describe(),
+        ),
+    }
+}
+
+/// The stride of dimensions seen as one, if they lie so: 0 where there is one element.
+fn fold(shape: &[usize], strides: &[usize]) -> Option<usize> {
+    let mut dims = shape.iter().zip(strides).rev().filter(|(n, _)| **n != 1);
+    let Some((&n, &stride)) = dims.next() else {
+        return Some(0);
+    };
+    let mut reach = n * stride;
+    for (&n, &s) in dims {
+        if s != reach && n != 0 {
+            return None;
+        }
+        reach = n * s;
+    }
+    Some(stride)
 }

@@ -1,0 +1,295 @@
+//! YUV4MPEG2: a line of text, then frames of raw planes, each behind a line that begins with
+//! `FRAME`. Frames are read one at a time and in any order; what is kept in memory is where each
+//! one begins.
+
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+/// Longest line that is read as a header. ffmpeg writes fewer than 100 bytes.
+const MAX_HEADER: u64 = 4096;
+/// Largest width and height.
+const MAX_EXTENT: usize = 16_384;
+
+/// Where bytes come from: a file, or a clip in memory.
+pub trait Source: Read + Seek {}
+impl<T: Read + Seek> Source for T {}
+
+/// How the planes of colour lie under the plane of brightness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chroma {
+    /// No colour.
+    Mono,
+    /// Pixels of brightness for one of colour: across, down.
+    Planes(usize, usize),
+}
+
+/// What the first line says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Header {
+    pub width: usize,
+    pub height: usize,
+    /// Frames a second, as a fraction.
+    pub rate: (u32, u32),
+    pub chroma: Chroma,
+    /// Values reach from 0 to 255; usually brightness is 16 to 235.
+    pub full_range: bool,
+}
+
+impl Header {
+    fn parse(line: &str) -> Result<Header> {
+        let mut words = line.split_ascii_whitespace();
+        ensure!(
+            words.next() == Some("YUV4MPEG2"),
+            "not a y4m file: it does not begin with YUV4MPEG2"
+        );
+        let (mut width, mut height, mut rate) = (None, None, None);
+        let (mut chroma, mut full_range) = (Chroma::Planes(2, 2), false);
+        for word in words {
+            let tag = word.chars().next().unwrap_or_default();
+            let value = &word[tag.len_utf8()..];
+            match tag {
+                'W' => width = Some(extent("width", value)?),
+                'H' => height = Some(extent("height", value)?),
+                'F' => rate = Some(frame_rate(value)?),
+                'C' => chroma = colour_space(value)?,
+                'X' => full_range |= value == "COLORRANGE=FULL",
+                // Interlacing, the shape of a pixel, and whatever may come: no matter here.
+                _ => {}
+            }
+        }
+        Ok(Header {
+            width: width.context("the header gives no width (W)")?,
+            height: height.context("the header gives no height (H)")?,
+            rate: rate.context("the header gives no frame rate (F)")?,
+            chroma,
+            full_range,
+        })
+    }
+
+    /// Width and height of a plane of colour; a pixel at the edge may stand for less than a whole
+    /// group.
+    pub fn chroma_extents(&self) -> (usize, usize) {
+        match self.chroma {
+            Chroma::Mono => (0, 0),
+            Chroma::Planes(across, down) => (self.width.div_ceil(across), self.height.div_ceil(down)),
+        }
+    }
+
+    /// Bytes of a frame's planes.
+    pub fn frame_bytes(&self) -> usize {
+        let (width, height) = self.chroma_extents();
+        self.width * self.height + 2 * width * height
+    }
+
+    /// Frames a second.
+    pub fn frames_per_second(&self) -> f64 {
+        f64::from(self.rate.0) / f64::from(self.rate.1)
+    }
+}
+
+fn extent(name: &str, value: &str) -> Result<usize> {
+    match value.parse() {
+        Ok(n) if (1..=MAX_EXTENT).contains(&n) => Ok(n),
+        _ => bail!("the header gives a {name} of {value:?} (1 to {MAX_EXTENT} are taken)"),
+    }
+}
+
+fn frame_rate(value: &str) -> Result<(u32, u32)> {
+    let parts = value.split_once(':');
+    match parts.and_then(|(n, d)| Some((n.parse().ok()?, d.parse().ok()?))) {
+        Some((n, d)) if n > 0 && d > 0 && n / d <= 1000 => Ok((n, d)),
+        _ => bail!("the header gives a frame rate of {value:?} (a fraction like 25:1, at most 1000, is taken)"),
+    }
+}
+
+fn colour_space(value: &str) -> Result<Chroma> {
+    match value {
+        "420" | "420jpeg" | "420mpeg2" | "420paldv" => Ok(Chroma::Planes(2, 2)),
+        "422" => Ok(Chroma::Planes(2, 1)),
+        "444" => Ok(Chroma::Planes(1, 1)),
+        "mono" => Ok(Chroma::Mono),
+        _ => bail!("colour space {value:?} is not taken (420, 422, 444 and mono at 8 bits are)"),
+    }
+}
+
+/// A y4m stream that frames are read from, in any order.
+pub struct Y4m {
+    source: BufReader<Box<dyn Source>>,
+    header: Header,
+    /// Where the planes of each frame begin.
+    frames: Vec<u64>,
+}
+
+impl Y4m {
+    /// Reads the header and walks over all frames, so that a file that is cut off is refused before
+    /// anything else happens.
+    pub fn open(source: Box<dyn Source>) -> Result<Y4m> {
+        let mut source = BufReader::new(source);
+        let length = source
+            .seek(SeekFrom::End(0))
+            .context("it cannot be read back and forth")?;
+        source.rewind()?;
+
+        let line = header_line(&mut source)?.context("the file is empty")?;
+        let header = Header::parse(&line)?;
+        let bytes = header.frame_bytes() as u64;
+        let mut frames = Vec::new();
+        while let Some(line) = header_line(&mut source).with_context(|| format!("frame {}", frames.len()))? {
+            ensure!(
+                line.split_ascii_whitespace().next() == Some("FRAME"),
+                "frame {} does not begin with FRAME",
+                frames.len()
+            );
+            let start = source.stream_position()?;
+            ensure!(
+                start + bytes <= length,
+                "frame {} is cut off: {} of its {bytes} bytes are there",
+                frames.len(),
+                length - start
+            );
+            frames.push(start);
+            source.seek_relative(bytes as i64)?;
+        }
+        ensure!(!frames.is_empty(), "there is no frame in it");
+        Ok(Y4m { source, header, frames })
+    }
+
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// How many frames there are.
+    pub fn frames(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Reads the planes of a frame, one after the other, into `planes`.
+    pub fn read(&mut self, frame: usize, planes: &mut Vec<u8>) -> Result<()> {
+        let start = *self
+            .frames
+            .get(frame)
+            .ok_or_else(|| anyhow!("there is no frame {frame}"))?;
+        let here = self.source.stream_position()?;
+        self.source.seek_relative(start as i64 - here as i64)?;
+        planes.resize(self.header.frame_bytes(), 0);
+        self.source
+            .read_exact(planes)
+            .with_context(|| format!("reading frame {frame}"))
+    }
+}
+
+/// A line without its end; nothing at the end of the file.
+fn header_line(source: &mut impl BufRead) -> Result<Option<String>> {
+    let mut line = Vec::new();
+    source.take(MAX_HEADER).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    // What is not y4m is told by how it begins, before its missing line ends are.
+    ensure!(
+        line.starts_with(b"YUV4MPEG2") || line.starts_with(b"FRAME"),
+        "not a y4m file: {} stands where YUV4MPEG2 or FRAME is expected",
+        excerpt(&line)
+    );
+    ensure!(
+        line.pop() == Some(b'\n'),
+        "a header line is cut off or longer than {MAX_HEADER} bytes"
+    );
+    let line = String::from_utf8(line).map_err(|_| anyhow!("a header line is not text"))?;
+    Ok(Some(line))
+}
+
+fn excerpt(bytes: &[u8]) -> String {
+    format!("{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(12)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    fn open(bytes: impl Into<Vec<u8>>) -> Result<Y4m> {
+        Y4m::open(Box::new(Cursor::new(bytes.into())))
+    }
+
+    /// The message with everything that caused it.
+    fn message(bytes: impl Into<Vec<u8>>) -> String {
+        format!("{:#}", open(bytes).err().expect("an error"))
+    }
+
+    #[test]
+    fn frames_in_any_order() {
+        let mut bytes = b"YUV4MPEG2 W3 H2 F30000:1001 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n".to_vec();
+        for frame in 0..5u8 {
+            // Frame parameters make headers of different lengths.
+            bytes.extend(b"FRAME");
+            bytes.extend(" Ixyz".repeat(frame.into()).bytes());
+            bytes.push(b'\n');
+            bytes.extend((0..10).map(|i| 10 * frame + i)); // 3 x 2, then two of 2 x 1
+        }
+        let mut clip = open(bytes).unwrap();
+        assert_eq!(clip.frames(), 5);
+        assert_eq!(clip.header().frame_bytes(), 10);
+        assert_eq!(clip.header().chroma_extents(), (2, 1));
+        assert!(clip.header().full_range);
+        assert!((clip.header().frames_per_second() - 29.97).abs() < 1e-3);
+        let mut planes = Vec::new();
+        for frame in [4, 0, 0, 3, 1, 2] {
+            clip.read(frame, &mut planes).unwrap();
+            assert_eq!(planes, (0..10).map(|i| 10 * frame as u8 + i).collect::<Vec<_>>());
+        }
+        assert!(clip.read(5, &mut planes).is_err());
+    }
+
+    #[test]
+    fn planes_of_each_colour_space() {
+        for (space, bytes) in [("", 24), ("C422", 32), ("C444", 48), ("Cmono", 16), ("C420paldv", 24)] {
+            let mut file = format!("YUV4MPEG2 W4 H4 F25:1 {space}\nFRAME\n").into_bytes();
+            file.extend(vec![7; bytes]);
+            assert_eq!(open(file).unwrap().frames(), 1, "{space}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        let head = "YUV4MPEG2 W4 H4 F25:1\n";
+        for (file, expected) in [
+            ("", "the file is empty"),
+            ("RIFF and so on\n", "not a y4m file"),
+            ("YUV4MPEG2", "cut off"),
+            ("YUV4MPEG3 W4 H4 F25:1\n", "not a y4m file"),
+            ("YUV4MPEG2 H4 F25:1\n", "no width"),
+            ("YUV4MPEG2 W4 F25:1\n", "no height"),
+            ("YUV4MPEG2 W4 H4\n", "no frame rate"),
+            ("YUV4MPEG2 W0 H4 F25:1\n", "width of \"0\""),
+            ("YUV4MPEG2 W4 H-4 F25:1\n", "height of \"-4\""),
+            ("YUV4MPEG2 W99999999999999999999 H4 F25:1\n", "width of"),
+            ("YUV4MPEG2 W4 H4 F25\n", "frame rate of \"25\""),
+            ("YUV4MPEG2 W4 H4 F0:0\n", "frame rate of \"0:0\""),
+            ("YUV4MPEG2 W4 H4 F25:1 C420p10\n", "\"420p10\" is not taken"),
+            ("YUV4MPEG2 W4 H4 F25:1 C411\n", "\"411\" is not taken"),
+            ("YUV4MPEG2 W4 H4 F25:1 Cmono12\n", "\"mono12\" is not taken"),
+            (head, "no frame"),
+            (&format!("{head}FRAME\nabc"), "frame 0 is cut off: 3 of its 24 bytes"),
+            (
+                &format!("{head}FRAME\n{}FRAME\n", "a".repeat(24)),
+                "frame 1 is cut off: 0 of its 24",
+            ),
+            (
+                &format!("{head}FRAME\n{}oops", "a".repeat(24)),
+                "frame 1: not a y4m file: \"oops\"",
+            ),
+            (
+                &format!("{head}FRAMES\n{}", "a".repeat(24)),
+                "does not begin with FRAME",
+            ),
+        ] {
+            let got = message(file);
+            assert!(got.contains(expected), "{file:?}: {got}");
+        }
+        assert!(message(format!("YUV4MPEG2 {}\n", "x".repeat(1 << 20))).contains("longer than 4096"));
+        assert!(message(b"YUV4MPEG2 W4\xff H4\n".to_vec()).contains("not text"));
+    }
+}

@@ -1,0 +1,77 @@
+//! The launch for CUDA and SIMT.
+
+use super::{DenoiseStep, Layout, Plan};
+use crate::device::{Launch, Span};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ffi;
+use crate::tensor::{View, ViewMut};
+
+const THREADS: usize = 256;
+
+pub(super) fn denoise_step(args: &DenoiseStep<'_>, plan: &Plan, outputs: &mut [ViewMut<'_>]) -> Result<()> {
+    let numbers = args.coefficients.rows.view();
+    let written: Vec<View<'_>> = outputs.iter().map(ViewMut::view).collect();
+    let terms = || written[..args.in_place].iter().chain(&args.terms);
+    let mut params = ffi::DenoiseStepParams {
+        coefficients: numbers.address(),
+        outer: plan.outer as i64,
+        frames: plan.frames as i64,
+        inner: plan.inner as i64,
+        seed: args.noise.map_or(0, |n| n.seed),
+        offset: args.noise.map_or(0, |n| n.offset),
+        term_count: plan.terms.len() as i32,
+        output_count: plan.outputs.len() as i32,
+        noise: args.noise.is_some().into(),
+        ..bytemuck::Zeroable::zeroed()
+    };
+    for (k, (term, layout)) in terms().zip(&plan.terms).enumerate() {
+        params.terms[k] = term.address();
+        params.term_strides[k] = [layout.outer as i64, layout.frame as i64];
+        params.term_dtypes[k] = tag(term.dtype());
+    }
+    for (j, (output, layout)) in written.iter().zip(&plan.outputs).enumerate() {
+        params.outputs[j] = output.address();
+        params.output_strides[j] = [layout.outer as i64, layout.frame as i64];
+        params.output_dtypes[j] = tag(output.dtype());
+    }
+    let views = || terms().zip(&plan.terms).chain(written.iter().zip(&plan.outputs));
+    let fits =
+        |lanes: usize| plan.inner.is_multiple_of(lanes) && views().all(|(view, layout)| aligned(view, *layout, lanes));
+    let (kernel, lanes) = if fits(8) {
+        ("denoise_step_vec8", 8)
+    } else if fits(4) {
+        ("denoise_step_vec4", 4)
+    } else {
+        ("denoise_step_any", 4)
+    };
+    let mut memory: Vec<Span> = args.terms.iter().map(View::span).collect();
+    memory.extend(outputs.iter().map(ViewMut::span));
+    memory.push(numbers.span());
+    numbers.device().launch(&Launch {
+        module: "denoise_step",
+        kernel,
+        grid: [plan.elements().div_ceil(lanes).div_ceil(THREADS), 1, 1],
+        threads: THREADS,
+        shared: 0,
+        params: &params,
+        memory: &memory,
+    })
+}
+
+/// Whether every run of `lanes` elements can be moved as vectors of at most 16 bytes.
+fn aligned(view: &View<'_>, layout: Layout, lanes: usize) -> bool {
+    let bytes = (lanes * view.dtype().bytes()).min(16);
+    let step = bytes / view.dtype().bytes();
+    view.address().is_multiple_of(bytes as u64)
+        && layout.outer.is_multiple_of(step)
+        && layout.frame.is_multiple_of(step)
+}
+
+fn tag(dtype: DType) -> i32 {
+    (match dtype {
+        DType::F16 => ffi::PF_DTYPE_F16,
+        DType::BF16 => ffi::PF_DTYPE_BF16,
+        _ => ffi::PF_DTYPE_F32,
+    }) as i32
+}
