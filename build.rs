@@ -17,10 +17,7 @@ type Result<T, E = String> = std::result::Result<T, E>;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rustc-check-cfg=cfg(packforcing_simt, packforcing_avx512)");
-    if rustc_minor().is_some_and(|minor| minor >= 89) {
-        println!("cargo::rustc-cfg=packforcing_avx512");
-    }
+    println!("cargo::rustc-check-cfg=cfg(packforcing_simt)");
     for name in [
         "NVCC",
         "CUDA_HOME",
@@ -47,13 +44,6 @@ fn main() {
             println!("cargo::warning={reason}");
         }
     }
-}
-
-/// The x of rustc 1.x; AVX-512 is stable from 1.89 on, which is newer than the crate's MSRV.
-fn rustc_minor() -> Option<u32> {
-    let output = Command::new(env::var_os("RUSTC")?).arg("--version").output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    text.split('.').nth(1)?.parse().ok()
 }
 
 struct Build {

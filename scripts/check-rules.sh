@@ -12,7 +12,7 @@ rule() { # rule NAME FINDINGS
 kernel_files() { git ls-files 'kernels/*.cu' 'kernels/device/*.cuh' | grep -v '^kernels/simt/'; }
 
 rule "a kernel file branches on the build it is in" \
-  "$(kernel_files | xargs grep -nE '^ *# *(if|ifdef|ifndef|elif)\b|__CUDA_ARCH__|SIMT' | grep -v '#pragma once' || true)"
+  "$(kernel_files | xargs grep -nE '^ *# *(if|ifdef|ifndef|elif)\b|__CUDA_ARCH__|__CUDACC__' | grep -v '#pragma once' || true)"
 rule "inline PTX outside kernels/device/ptx.cuh" \
   "$(kernel_files | grep -v '^kernels/device/ptx.cuh$' | xargs grep -nE '\basm\b( volatile)? *\(' || true)"
 rule "a launch by <<<>>>" "$(kernel_files | xargs grep -n '<<<' || true)"

@@ -280,7 +280,6 @@ fn isas() -> Vec<Isa> {
     let mut isas: Vec<Isa> = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        #[cfg(packforcing_avx512)]
         if is_x86_feature_detected!("avx512f") {
             isas.push(Isa {
                 lanes: VECTORS * 16,
@@ -303,7 +302,7 @@ fn isas() -> Vec<Isa> {
 }
 
 // 8 x 3 sums, 3 vectors of queries and the number they are multiplied by: 28 of 32 registers.
-#[cfg(all(target_arch = "x86_64", packforcing_avx512))]
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 fn fold_avx512(tile: &Tile, panel: &mut Panel, weights: &mut [f32]) {
     fold::<std::arch::x86_64::__m512, 8>(tile, panel, weights);

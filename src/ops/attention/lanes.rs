@@ -199,7 +199,6 @@ mod x86 {
         }
     );
 
-    #[cfg(packforcing_avx512)]
     mod avx512 {
         #![expect(clippy::incompatible_msrv, reason = "the build script looked which rustc this is")]
         use super::*;
@@ -254,7 +253,7 @@ mod tests {
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             within_an_ulp::<std::arch::x86_64::__m256>();
         }
-        #[cfg(all(target_arch = "x86_64", packforcing_avx512))]
+        #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx512f") {
             within_an_ulp::<std::arch::x86_64::__m512>();
         }
