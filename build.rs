@@ -69,16 +69,29 @@ impl Build {
         Ok(path)
     }
 
-    /// `IMAGES`, a fatbin for each kernel file; empty where nvcc is missing.
+    /// `IMAGES`, a fatbin for each kernel file, or none of them and the reason.
     fn images(&self) -> Result<()> {
-        const TYPE: &str = "pub(crate) static IMAGES: &[Image]";
-        self.write("images.rs", &format!("{TYPE} = &[];"))?;
-        if self.docs {
-            return Ok(());
+        let images = if self.docs {
+            Err("this is the documentation".into())
+        } else {
+            self.compile_images()
+        };
+        let reason = images.as_ref().err().cloned().unwrap_or_default();
+        let mut table = format!("const NO_IMAGES: &str = {reason:?};\nstatic IMAGES: &[Image] = &[\n");
+        for (name, image) in images.iter().flatten() {
+            table += &format!("    Image {{ name: {name:?}, bytes: include_bytes!({image:?}) }},\n");
         }
+        self.write("images.rs", &(table + "];\n"))?;
+        match images {
+            Err(reason) if !self.docs => Err(format!("packforcing: no GPU kernels: {reason}")),
+            _ => Ok(()),
+        }
+    }
+
+    fn compile_images(&self) -> Result<Vec<(String, PathBuf)>> {
         let nvcc = find_nvcc().ok_or(
-            "packforcing: nvcc was not found (NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda): the build goes on \
-             without GPU kernels; scripts/cuda-toolkit.sh fetches nvcc from PyPI",
+            "nvcc was not found (NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda); scripts/cuda-toolkit.sh fetches it \
+             from PyPI",
         )?;
         let archs = env::var("PACKFORCING_CUDA_ARCHS").unwrap_or_else(|_| "80,90a".into());
         let files = sources(&self.kernels, "cu")?;
@@ -88,12 +101,7 @@ impl Build {
             .unwrap_or(1)
             .max(1);
         let images = in_parallel(&files, jobs, |file| self.fatbin(&nvcc, file, &archs))?;
-        let mut table = format!("{TYPE} = &[\n");
-        for (name, image) in images.iter().flatten() {
-            table += &format!("    Image {{ name: {name:?}, bytes: include_bytes!({image:?}) }},\n");
-        }
-        self.write("images.rs", &(table + "];\n"))?;
-        Ok(())
+        Ok(images.into_iter().flatten().collect())
     }
 
     /// Compiles one kernel file; `None` where no architecture of the list is for it.
@@ -102,13 +110,12 @@ impl Build {
         let mut command = Command::new(nvcc);
         let mut any = false;
         for arch in archs.split(',').map(str::trim).filter(|a| !a.is_empty()) {
-            let own = arch.ends_with('a');
-            if own != name.ends_with(&format!("_sm{}", arch.trim_end_matches('a'))) {
+            if !is_for(&name, arch) {
                 continue;
             }
             any = true;
             command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
-            if !own {
+            if !arch.ends_with('a') {
                 command.arg(format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
             }
         }
@@ -128,7 +135,13 @@ impl Build {
             .arg(file);
         let output = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
         let report = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "nvcc failed on {}:\n{report}", file.display());
+        if !output.status.success() {
+            let told = report
+                .lines()
+                .find(|l| l.contains("error") || l.contains("fatal"))
+                .unwrap_or_default();
+            return Err(format!("{} failed on {}: {told}", nvcc.display(), file.display()));
+        }
         self.write(&format!("{name}.ptxas.txt"), &report)?;
         if env::var("PACKFORCING_PTXAS").as_deref() == Ok("deny") {
             let costly: Vec<&str> = report.lines().filter(|l| costs_speed(l)).collect();
@@ -219,6 +232,14 @@ fn simt_table(entries: &[String]) -> String {
         text += &format!("  &simt_kernel_{name},\n");
     }
     text + &format!("  nullptr}};\nconst size_t simt_kernel_count = {};\n", entries.len())
+}
+
+/// `attention_sm90` is for 90a alone; every other file, `attention_sm80` too, runs from 8.0 on.
+fn is_for(name: &str, arch: &str) -> bool {
+    match name.rsplit_once("_sm") {
+        Some((_, own)) if own != "80" => arch.strip_suffix('a') == Some(own),
+        _ => !arch.ends_with('a'),
+    }
 }
 
 /// A kernel file names flags of its own in a line `// nvcc: ...`.

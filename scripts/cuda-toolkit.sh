@@ -32,8 +32,7 @@ folder=$(cd "$folder" && pwd)
 wanted="${packages[*]}"
 if [ "$(cat "$folder/installed" 2>/dev/null)" != "$wanted" ]; then
   rm -f "$folder/installed"
-  # A venv where python has one; a plain target folder where Debian left ensurepip out.
-  python3 -m pip install --quiet --disable-pip-version-check --no-compile --upgrade \
+  PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-compile --upgrade \
     --target "$folder/site" "${packages[@]}" >&2
   printf '%s' "$wanted" >"$folder/installed"
 fi

@@ -67,11 +67,8 @@ pub enum Error {
         bytes: usize,
     },
 
-    /// This build holds no GPU kernels because it found no nvcc.
-    #[error(
-        "the kernel {kernel} is not in this build: {reason}. Put nvcc on PATH, or name it in NVCC or CUDA_HOME \
-         (scripts/cuda-toolkit.sh fetches one from PyPI), and build again"
-    )]
+    /// This build lacks kernels because it found no compiler for them, or the compiler failed.
+    #[error("{kernel} is not in this build: {reason}; build packforcing again where that is mended")]
     KernelsNotBuilt {
         /// The kernel that was asked for.
         kernel: String,

@@ -83,7 +83,7 @@ fn first_image() -> Result<()> {
         Some(_) => Ok(()),
         None => Err(Error::KernelsNotBuilt {
             kernel: "every kernel".into(),
-            reason: "nvcc was not found when packforcing was built".into(),
+            reason: NO_IMAGES.into(),
         }),
     }
 }

@@ -74,8 +74,8 @@ impl Simt {
     pub fn new(options: SimtOptions) -> Result<Simt> {
         if cfg!(not(packforcing_simt)) {
             return Err(Error::KernelsNotBuilt {
-                kernel: "simt".into(),
-                reason: "the build found no C++ compiler for the kernels' CPU build".into(),
+                kernel: "the SIMT device".into(),
+                reason: "it needs a C++17 compiler such as g++, and the build found none that worked".into(),
             });
         }
         Ok(Simt {
