@@ -8,6 +8,7 @@ mod memory;
 mod simt;
 
 use std::fmt;
+#[cfg(any(feature = "simt", feature = "cuda"))]
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,6 +96,10 @@ enum Backend {
 }
 
 /// Memory that a launch may touch.
+#[cfg_attr(
+    not(feature = "simt"),
+    expect(dead_code, reason = "the SIMT device is who looks at it")
+)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span {
     pub address: u64,
@@ -106,6 +111,10 @@ pub(crate) struct Span {
 pub(crate) trait KernelParams: Pod {}
 
 /// One kernel launch, the same for CUDA and SIMT.
+#[cfg_attr(
+    not(all(feature = "simt", feature = "cuda")),
+    expect(dead_code, reason = "each of the two reads a part of it")
+)]
 pub(crate) struct Launch<'a, P> {
     /// The kernel file's stem.
     pub module: &'static str,

@@ -199,27 +199,23 @@ mod x86 {
         }
     );
 
-    mod avx512 {
-        #![expect(clippy::incompatible_msrv, reason = "the build script looked which rustc this is")]
-        use super::*;
-        register!(
-            __m512,
-            16,
-            _mm512_set1_ps,
-            _mm512_loadu_ps,
-            _mm512_storeu_ps,
-            _mm512_add_ps,
-            _mm512_sub_ps,
-            _mm512_mul_ps,
-            _mm512_fmadd_ps,
-            _mm512_max_ps,
-            |y, x, bound| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), y),
-            |bits| {
-                let power = _mm512_slli_epi32::<23>(_mm512_castps_si512(bits));
-                _mm512_castsi512_ps(_mm512_add_epi32(power, _mm512_set1_epi32(127 << 23)))
-            }
-        );
-    }
+    register!(
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_mul_ps,
+        _mm512_fmadd_ps,
+        _mm512_max_ps,
+        |y, x, bound| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), y),
+        |bits| {
+            let power = _mm512_slli_epi32::<23>(_mm512_castps_si512(bits));
+            _mm512_castsi512_ps(_mm512_add_epi32(power, _mm512_set1_epi32(127 << 23)))
+        }
+    );
 }
 
 #[cfg(test)]
