@@ -130,18 +130,28 @@ impl Rollout {
     /// # Errors
     ///
     /// A latent without elements or with another number of frames than the cache's block, a dtype
-    /// without fractions, memory that the device does not have.
+    /// without fractions, more streams than the pool was made for, memory that the device does not
+    /// have.
     pub fn new(pool: &PagePool, config: RolloutConfig) -> Result<Rollout> {
         const OP: &str = "Rollout::new";
         let device = pool.device();
         let frames = pool.config().block().frames;
-        let elements: usize = config.latent.iter().product();
+        let elements = config
+            .latent
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d))
+            .unwrap_or(0);
         if elements == 0 || config.latent.get(config.frame_axis) != Some(&frames) {
             let expected = format!("elements, and {frames} frames in dimension {}", config.frame_axis);
             return Err(Error::argument(OP, "latent", expected, format!("{:?}", config.latent)));
         }
         if !config.dtype.is_float() {
             return Err(Error::argument(OP, "dtype", "f32, f16 or bf16", config.dtype.name()));
+        }
+        let most = pool.config().streams();
+        if !(1..=most).contains(&config.streams) {
+            let expected = format!("1 to {most}, what the pool was made for");
+            return Err(Error::argument(OP, "streams", expected, config.streams.to_string()));
         }
         let steps = (0..config.schedule.steps().len())
             .map(|step| Coefficients::new(device, &config.schedule.rows(step, frames)?))

@@ -34,8 +34,12 @@ impl Rope3d {
     ///
     /// No pair at all, more than a head dim of 128 holds, a theta that is not above 0.
     pub fn new(pairs: [usize; 3], theta: f64) -> Result<Rope3d> {
-        let total: usize = pairs.iter().sum();
-        if total == 0 || total > ffi::PF_MAX_PAIRS as usize {
+        let most = ffi::PF_MAX_PAIRS as usize;
+        let total = pairs
+            .iter()
+            .try_fold(0usize, |n, &axis| n.checked_add(axis))
+            .unwrap_or(usize::MAX);
+        if total == 0 || total > most {
             return Err(Error::argument(
                 "Rope3d::new",
                 "pairs",

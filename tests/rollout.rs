@@ -265,18 +265,27 @@ fn main() -> ExitCode {
             },
             "dtype",
         );
-        let mut none = Rollout::new(
-            &pool,
+        refused(
             RolloutConfig {
                 streams: 0,
                 ..config(few_step())
             },
-        )
-        .expect("no stream yet");
-        assert!(matches!(
-            none.next_block(&mut Pull::new()),
-            Err(Broken::Cache(Error::Argument { .. }))
-        ));
+            "streams",
+        );
+        refused(
+            RolloutConfig {
+                streams: 2,
+                ..config(few_step())
+            },
+            "streams",
+        );
+        refused(
+            RolloutConfig {
+                latent: vec![2, usize::MAX, 3],
+                ..config(few_step())
+            },
+            "latent",
+        );
     });
 
     suite.run()

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::append_kv::{AppendKv, Lattice, Norm, append_kv};
-use crate::ops::attention::{Attention, attention};
+use crate::ops::attention::{self, Attention, attention};
 use crate::ops::merge_tokens::{MergeTokens, merge_tokens};
 use crate::ops::select_blocks::{BlockShape, Scores, SelectBlocks, SumKeys, select_blocks, sum_keys};
 use crate::paging::Context;
-use crate::tensor::{View, ViewMut};
+use crate::tensor::{Tensor, View, ViewMut};
 use crate::units::Tokens;
 
 use super::config::{Compression, PackConfig, Policy, Selection};
@@ -153,7 +154,8 @@ impl<'a> Block<'a> {
         Some(scores)
     }
 
-    /// A pass of the model that reads the history and leaves nothing behind.
+    /// A pass of the model that reads the history and leaves nothing behind. After a commit pass
+    /// it undoes that one: the block wants another.
     ///
     /// # Errors
     ///
@@ -168,13 +170,14 @@ impl<'a> Block<'a> {
     ///
     /// [`Error::DeviceLost`].
     pub fn commit_pass(&mut self) -> Result<Pass<'_, 'a>> {
-        self.committed.fill(false);
-        self.handed_in.fill(false);
         self.pass(true)
     }
 
     fn pass(&mut self, commits: bool) -> Result<Pass<'_, 'a>> {
         self.pool.alive()?;
+        // Every pass writes the block's pages, so what an earlier commit pass wrote is gone.
+        self.committed.fill(false);
+        self.handed_in.fill(false);
         Ok(Pass { block: self, commits })
     }
 
@@ -343,7 +346,7 @@ impl Pass<'_, '_> {
         out: &mut ViewMut<'_>,
         lse: Option<&mut ViewMut<'_>>,
     ) -> Result<()> {
-        self.check(layer, qkv, out)?;
+        self.check(layer, qkv, out, lse.as_deref())?;
         let commits = self.commits;
         let block = &mut *self.block;
         let choice = block.choice(layer);
@@ -355,14 +358,16 @@ impl Pass<'_, '_> {
             return Ok(());
         };
 
+        // From here on the pages change: an error leaves the layer to be attended again.
+        block.committed[layer] = false;
         append(config, work, state, layer, qkv)?;
-        if !block.chosen[choice] {
-            if config.selected.0 > 0 {
-                choose(config, work, state, (layer, choice), streams, block.policy)?;
-            }
-            block.chosen[choice] = true;
+        if !block.chosen[choice] && config.selected.0 > 0 {
+            choose(config, work, state, (layer, choice), streams, block.policy)?;
         }
-        attend(config, work, state, (layer, choice), out, lse)?;
+        let arguments = attention_of(config, work, state, (layer, choice), streams)?;
+        attention(&arguments, out, lse)?;
+        drop(arguments);
+        block.chosen[choice] = true;
         if commits {
             compress(config, work, state, layer, streams)?;
             block.committed[layer] = true;
@@ -424,24 +429,23 @@ impl Pass<'_, '_> {
     }
 
     /// Everything that could be refused later is refused before the first write.
-    fn check(&self, layer: usize, qkv: &Qkv<'_>, out: &ViewMut<'_>) -> Result<()> {
+    fn check(&self, layer: usize, qkv: &Qkv<'_>, out: &ViewMut<'_>, lse: Option<&ViewMut<'_>>) -> Result<()> {
         const OP: &str = "attend";
         let pool = &self.block.pool;
         let config = &pool.config;
-        let shape = |heads| {
-            [
-                self.block.streams.len(),
-                config.block_tokens().0,
-                heads,
-                config.heads.dim,
-            ]
-        };
+        let streams = self.block.streams.len();
+        let shape = |heads| [streams, config.block_tokens().0, heads, config.heads.dim];
         pool.alive()?;
         layer_exists(OP, config, layer)?;
         expect(OP, "q", &qkv.q, config, pool, &shape(config.heads.query))?;
         expect(OP, "k", &qkv.k, config, pool, &shape(config.heads.kv))?;
         expect(OP, "v", &qkv.v, config, pool, &shape(config.heads.kv))?;
-        expect(OP, "out", &out.view(), config, pool, &shape(config.heads.query))
+        expect(OP, "out", &out.view(), config, pool, &shape(config.heads.query))?;
+        let Some(work) = self.block.work.as_deref() else {
+            return Ok(());
+        };
+        let place = (layer, self.block.choice(layer));
+        attention::check(&attention_of(config, work, &pool.state(), place, streams)?, out, lse).map(drop)
     }
 }
 
@@ -490,16 +494,15 @@ fn append(config: &PackConfig, work: &mut Work, state: &mut State, layer: usize,
 }
 
 /// Attention of the rotated queries over the chosen context.
-fn attend(
-    config: &PackConfig,
-    work: &Work,
-    state: &State,
+fn attention_of<'a>(
+    config: &'a PackConfig,
+    work: &'a Work,
+    state: &'a State,
     (layer, choice): (usize, usize),
-    out: &mut ViewMut<'_>,
-    lse: Option<&mut ViewMut<'_>>,
-) -> Result<()> {
-    let arguments = Attention {
-        q: work.queries.view().narrow(0, 0, out.shape()[0])?,
+    streams: usize,
+) -> Result<Attention<'a>> {
+    Ok(Attention {
+        q: work.queries.view().narrow(0, 0, streams)?,
         kv: state.store.layer(layer)?,
         context: if config.selected.0 == 0 {
             &work.draft
@@ -508,8 +511,34 @@ fn attend(
         },
         rope: &config.rope,
         scale: (config.heads.dim as f32).sqrt().recip(),
+    })
+}
+
+/// Goes through every call of a block with no stream at all: nothing runs, and what the device does
+/// not take of this configuration is refused.
+pub(super) fn rehearse(device: &Device, config: &PackConfig, work: &mut Work, state: &mut State) -> Result<()> {
+    let heads = config.heads;
+    let none = |n| Tensor::zeros(device, config.dtype, &[0, config.block_tokens().0, n, heads.dim]);
+    let (mut out, kv) = (none(heads.query)?, none(heads.kv)?);
+    work.current.set(&[])?;
+    work.mid.set(&[])?;
+    let qkv = Qkv {
+        q: out.view(),
+        k: kv.view(),
+        v: kv.view(),
+        norm: None,
     };
-    attention(&arguments, out, lse)
+    append(config, work, state, 0, &qkv)?;
+    drop(qkv);
+    if config.selected.0 > 0 {
+        choose(config, work, state, (0, 0), 0, Policy::Top)?;
+    }
+    attention(
+        &attention_of(config, work, state, (0, 0), 0)?,
+        &mut out.view_mut(),
+        None,
+    )?;
+    compress(config, work, state, 0, 0)
 }
 
 /// Chooses compressed blocks and writes the context of one choice.

@@ -108,6 +108,9 @@ macro_rules! setters {
     )*};
 }
 
+/// The largest count that a configuration takes.
+const MOST: usize = 1_000_000;
+
 impl PackConfigBuilder {
     setters! {
         /// Layers of self-attention. Default 30.
@@ -177,6 +180,18 @@ impl PackConfigBuilder {
         };
         let mut c = self.config;
         let Heads { query, kv, dim } = c.heads;
+        // Far above what anyone has, and products of them stay countable.
+        for (argument, n) in [
+            ("layers", c.layers),
+            ("heads", query.max(kv).max(dim)),
+            ("sink", c.sink.0),
+            ("recent", c.recent.0),
+            ("archive", c.archive.0),
+            ("selected", c.selected.0),
+            ("streams", c.streams),
+        ] {
+            ensure(n <= MOST, argument, "at most a million", n.to_string())?;
+        }
         ensure(c.layers > 0, "layers", "at least 1", c.layers.to_string())?;
         ensure(c.streams > 0, "streams", "at least 1", c.streams.to_string())?;
         let heads_fit = kv > 0 && query > 0 && query % kv == 0 && dim > 0;
@@ -236,13 +251,16 @@ impl PackConfigBuilder {
             c.key_bias.to_string(),
         )?;
         c.page_tokens = self.page_tokens.unwrap_or_else(|| c.best_page());
-        ensure(c.page_tokens > 0, "page_tokens", "at least 1", "0".into())?;
-        let counted = [c.sink, c.recent, c.archive].iter().all(|b| b.0 <= 1 << 20) && c.streams <= 1 << 12;
+        let page_fits = (1..=MOST).contains(&c.page_tokens);
+        ensure(page_fits, "page_tokens", "1 to a million", c.page_tokens.to_string())?;
+        let bytes = [c.token_bytes(), c.page_tokens, c.pool_pages().0]
+            .iter()
+            .try_fold(1usize, |n, &x| n.checked_mul(x));
         ensure(
-            counted && c.pool_pages().0 <= i32::MAX as usize,
+            bytes.is_some_and(|n| n <= isize::MAX as usize) && c.pool_pages().0 <= i32::MAX as usize,
             "archive",
-            "blocks whose pages can be counted in 31 bits",
-            format!("{:?} in {:?}, {:?}, {:?}", c.streams, c.sink, c.recent, c.archive),
+            "pages that can be counted in 31 bits and addressed",
+            format!("{} of {} bytes a token", c.pool_pages(), c.token_bytes()),
         )?;
         Ok(c)
     }
@@ -312,6 +330,11 @@ impl PackConfig {
     /// Layers of self-attention.
     pub fn layers(&self) -> usize {
         self.layers
+    }
+
+    /// Streams that a pool has room for.
+    pub fn streams(&self) -> usize {
+        self.streams
     }
 
     /// Heads of self-attention.

@@ -10,7 +10,7 @@ use crate::paging::{KvPages, KvPagesMut, PageLists};
 use crate::tensor::Tensor;
 use crate::units::{Pages, Tokens};
 
-use super::block::Block;
+use super::block::{Block, rehearse};
 use super::config::{PackConfig, Policy};
 use super::timeline::{Freed, Place, Slot, Timeline};
 use super::work::Work;
@@ -141,7 +141,9 @@ impl PagePool {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfMemory`], or another error of the device.
+    /// What the device does not take of the configuration (a dtype, a head dim, the number of
+    /// blocks), named by the op that refuses it; [`Error::OutOfMemory`], or another error of the
+    /// device.
     pub fn new(device: &Device, config: &PackConfig) -> Result<PagePool> {
         let pages = config.pool_pages().0;
         let heads = config.heads;
@@ -151,8 +153,8 @@ impl PagePool {
             .slot_bias()
             .then(|| Tensor::zeros(device, DType::F32, &kv[1..4]))
             .transpose()?;
-        let work = Box::new(Work::new(device, config)?);
-        let state = State {
+        let mut work = Box::new(Work::new(device, config)?);
+        let mut state = State {
             store: Store {
                 k: Tensor::zeros(device, config.dtype, &kv)?,
                 v: Tensor::zeros(device, config.dtype, &kv)?,
@@ -163,8 +165,10 @@ impl PagePool {
             free_pages: (0..pages as u32).rev().collect(),
             free_rows: (0..slots as u32).rev().collect(),
             work_bytes: work.bytes(),
-            work: Some(work),
+            work: None,
         };
+        rehearse(device, config, &mut work, &mut state)?;
+        state.work = Some(work);
         Ok(PagePool(Arc::new(Inner {
             device: device.clone(),
             config: config.clone(),

@@ -6,6 +6,9 @@ use crate::error::{Error, Result};
 use crate::paging::PageLists;
 use crate::tensor::{View, ViewMut};
 
+/// The head dim whose pairs fit `RopeParams`.
+pub(crate) const MAX_HEAD_DIM: usize = 2 * crate::ffi::PF_MAX_PAIRS as usize;
+
 /// The common side of [`View`] and [`ViewMut`].
 pub(crate) trait AnyView {
     fn device(&self) -> &Device;

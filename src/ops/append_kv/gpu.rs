@@ -4,7 +4,7 @@ use super::{AppendKv, Shape};
 use crate::device::Launch;
 use crate::error::Result;
 use crate::ffi;
-use crate::ops::check::{Check, strides};
+use crate::ops::check::{Check, MAX_HEAD_DIM, strides};
 use crate::paging::KvPagesMut;
 use crate::tensor::{View, ViewMut};
 
@@ -29,9 +29,9 @@ pub(super) fn checked(
     let device = check.device.kind().name();
     let lane = 16 / args.k.dtype().bytes();
     check.ensure(
-        shape.dim.is_multiple_of(lane),
+        shape.dim.is_multiple_of(lane) && shape.dim <= MAX_HEAD_DIM,
         "k",
-        format!("a head dim in multiples of {lane} on the {device} device"),
+        format!("a head dim in multiples of {lane}, at most {MAX_HEAD_DIM}, on the {device} device"),
         shape.dim.to_string(),
     )?;
     let most = PASSES * (THREADS / lanes(args, shape));

@@ -29,7 +29,6 @@ pub(super) fn attention(
     lse: Option<&mut ViewMut<'_>>,
 ) -> Result<()> {
     let device = &out.device().clone();
-    taken(args, shape, out, device)?;
     let Attention { q, kv, context, .. } = args;
     let (k, v, slot_bias) = (&kv.k, &kv.v, kv.slot_bias.as_ref());
     let lse = lse.as_deref();
@@ -75,7 +74,7 @@ pub(super) fn attention(
 }
 
 /// What the kernels do not take of all that makes sense.
-fn taken(args: &Attention<'_>, shape: Shape, out: &ViewMut<'_>, device: &Device) -> Result<()> {
+pub(super) fn taken(args: &Attention<'_>, shape: Shape, out: &ViewMut<'_>, device: &Device) -> Result<()> {
     let check = Check { op: OP, device };
     let Attention { q, kv, context, .. } = args;
     check.dtype("q", q.dtype(), &[DType::F16, DType::BF16], "f16 and bf16")?;

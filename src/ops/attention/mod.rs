@@ -32,7 +32,7 @@ pub struct Attention<'a> {
 
 /// What the arguments agree on.
 #[derive(Debug, Clone, Copy)]
-struct Shape {
+pub(crate) struct Shape {
     streams: usize,
     tokens: usize,
     q_heads: usize,
@@ -95,7 +95,7 @@ struct Shape {
 /// streams, for a larger pool or for pages of another size; a scale that is not finite; what the
 /// device does not take (above); whatever the device reports.
 pub fn attention(args: &Attention<'_>, out: &mut ViewMut<'_>, lse: Option<&mut ViewMut<'_>>) -> Result<()> {
-    let shape = checked(args, out, lse.as_deref())?;
+    let shape = check(args, out, lse.as_deref())?;
     if shape.streams * shape.tokens * shape.q_heads == 0 {
         return Ok(());
     }
@@ -108,7 +108,8 @@ pub fn attention(args: &Attention<'_>, out: &mut ViewMut<'_>, lse: Option<&mut V
     }
 }
 
-fn checked(args: &Attention<'_>, out: &ViewMut<'_>, lse: Option<&ViewMut<'_>>) -> Result<Shape> {
+/// All that is refused, before anything is written.
+pub(crate) fn check(args: &Attention<'_>, out: &ViewMut<'_>, lse: Option<&ViewMut<'_>>) -> Result<Shape> {
     let Attention {
         q,
         kv,
@@ -168,12 +169,16 @@ fn checked(args: &Attention<'_>, out: &ViewMut<'_>, lse: Option<&ViewMut<'_>>) -
     if let Some(lse) = lse {
         check.tensor("lse", lse, DType::F32, &[streams, tokens, q_heads])?;
     }
-    Ok(Shape {
+    let shape = Shape {
         streams,
         tokens,
         q_heads,
         kv_heads: pages.heads,
         page_tokens: pages.page_tokens,
         dim,
-    })
+    };
+    if check.device.kind() != DeviceKind::Cpu {
+        gpu::taken(args, shape, out, check.device)?;
+    }
+    Ok(shape)
 }

@@ -4,7 +4,7 @@ use super::{MergeTokens, Shape};
 use crate::device::Launch;
 use crate::error::Result;
 use crate::ffi;
-use crate::ops::check::{Check, strides};
+use crate::ops::check::{Check, MAX_HEAD_DIM, strides};
 use crate::paging::KvPagesMut;
 use crate::tensor::ViewMut;
 
@@ -19,9 +19,9 @@ pub(super) fn checked(check: &Check<'_>, args: &MergeTokens<'_>, shape: &Shape, 
     let device = check.device.kind().name();
     let lane = 16 / kv.k.dtype().bytes();
     check.ensure(
-        shape.dim.is_multiple_of(lane),
+        shape.dim.is_multiple_of(lane) && shape.dim <= MAX_HEAD_DIM,
         "kv.k",
-        format!("a head dim in multiples of {lane} on the {device} device"),
+        format!("a head dim in multiples of {lane}, at most {MAX_HEAD_DIM}, on the {device} device"),
         shape.dim.to_string(),
     )?;
     let most = TURNS / (shape.dim / 2);
