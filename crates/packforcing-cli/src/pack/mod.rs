@@ -228,13 +228,13 @@ impl Session {
         let grid = config.block();
         // A context that is compared: everything whole, and the block itself.
         let at_once = SINK + options.selected + RECENT + 1;
-        let reread = Footage::new(clip.reopen()?, FRAMES);
+        let reread = Footage::new(clip.reopen()?, FRAMES)?;
         let needed = if sampled.is_empty() { 1 } else { blocks };
         let slots = history::slots(grid, POOL).max(at_once).min(needed);
         Ok(Session {
             video: pool.stream()?,
             pool,
-            footage: Footage::new(clip, FRAMES),
+            footage: Footage::new(clip, FRAMES)?,
             device: device.clone(),
             out: Tensor::zeros(device, config.dtype(), &shape(grid))?,
             comparison: Comparison {

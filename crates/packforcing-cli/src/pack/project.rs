@@ -1,14 +1,16 @@
-//! Patches become queries, keys and values, by numbers that are fixed once and for all.
+//! Patches become queries, keys and values, by numbers that are fixed before the video begins.
 //!
 //! A token is a patch of 8 x 8 pixels of brightness with the 4 x 4 of each colour plane under it.
 //!
 //! *Queries and keys.* 64 features: the 32 lowest coefficients of the patch's cosine transform
 //! (zigzag order) and all 16 of each colour plane. Each is compressed to `sign(c) sqrt|c|`, so that
-//! a bright patch is not all brightness, and weighted: head 0 looks at brightness, head 1 at
-//! colour. A fixed random rotation of the 64 spreads every feature over the pairs that position
-//! turns, and leaves angles between patches as they are. The result is scaled to one length, so
-//! that the logit of two patches at one place is `SHARPNESS` times the cosine between them. Keys
-//! are the queries: like attracts like.
+//! a bright patch is not all brightness. Their mean over some frames of the clip is subtracted:
+//! what all patches share would make the sums of all blocks nearly parallel, and blocks are
+//! selected by such sums. Then they are weighted: head 0 looks at brightness, head 1 at colour. A
+//! fixed random rotation of the 64 spreads every feature over the pairs that position turns, and
+//! leaves angles between patches as they are. The result is scaled to one length, so that the logit
+//! of two patches at one place is `SHARPNESS` times the cosine between them. Keys are the queries:
+//! like attracts like.
 //!
 //! *Values* are the pixels: head 0 the 64 of brightness, head 1 the 16 + 16 of colour and zeros,
 //! each as (byte - 128) / 128. What attention returns is a picture again.
@@ -53,41 +55,51 @@ pub struct Projector {
     /// Cosine transforms along one side of 8 and of 4, `[frequency][pixel]`.
     cosines: [Vec<f32>; 2],
     zigzag: Vec<(usize, usize)>,
+    /// Mean features of a patch.
+    centre: [f32; DIM],
 }
 
 impl Projector {
-    pub fn new() -> Projector {
+    /// Features are told from their mean over `examples`, or from zero where there are none.
+    pub fn new(examples: &[Picture]) -> Projector {
         let mut random = Random::new(SEED);
         let mix = (0..HEADS).flat_map(|_| rotation(&mut random)).collect();
         let mut zigzag: Vec<_> = (0..PATCH * PATCH).map(|i| (i / PATCH, i % PATCH)).collect();
         zigzag.sort_by_key(|&(v, u)| (u + v, if (u + v) % 2 == 0 { u } else { v }));
         zigzag.truncate(BRIGHT);
-        Projector {
+        let mut projector = Projector {
             mix,
             cosines: [cosines(PATCH), cosines(PATCH / 2)],
             zigzag,
+            centre: [0.0; DIM],
+        };
+        let mut sum = [0.0f64; DIM];
+        let mut count = 0.0f64;
+        for values in examples.iter().flat_map(patches) {
+            let features = projector.features(&values);
+            sum.iter_mut().zip(features).for_each(|(sum, x)| *sum += f64::from(x));
+            count += 1.0;
         }
+        projector.centre = sum.map(|sum| (sum / count.max(1.0)) as f32);
+        projector
     }
 
     /// The tokens of these frames, in the order of a block: frame, row, column.
     pub fn tokens(&self, frames: &[Picture]) -> Tokens {
-        let patches: usize = frames.iter().map(|f| f.rows * f.cols).sum();
+        let count: usize = frames.iter().map(|f| f.rows * f.cols).sum();
         let mut tokens = Tokens {
-            qk: Vec::with_capacity(patches * WIDTH),
-            v: Vec::with_capacity(patches * WIDTH),
+            qk: Vec::with_capacity(count * WIDTH),
+            v: Vec::with_capacity(count * WIDTH),
         };
-        for frame in frames {
-            for (row, col) in (0..frame.rows).flat_map(|r| (0..frame.cols).map(move |c| (r, c))) {
-                let values = values(frame, row, col);
-                self.queries(&values, &mut tokens.qk);
-                tokens.v.extend(values);
-            }
+        for values in frames.iter().flat_map(patches) {
+            self.queries(&values, &mut tokens.qk);
+            tokens.v.extend(values);
         }
         tokens
     }
 
-    /// Appends the query of a patch, given by its values, for each head.
-    fn queries(&self, values: &[f32; WIDTH], out: &mut Vec<f32>) {
+    /// The compressed coefficients of a patch, given by its values.
+    fn features(&self, values: &[f32; WIDTH]) -> [f32; DIM] {
         let bright = transform(&values[..DIM], &self.cosines[0], PATCH);
         let mut features = [0.0f32; DIM];
         for (feature, &(v, u)) in features.iter_mut().zip(&self.zigzag) {
@@ -98,12 +110,15 @@ impl Projector {
             let colour = transform(pixels, &self.cosines[1], PATCH / 2);
             features[BRIGHT + plane * COLOUR..][..COLOUR].copy_from_slice(&colour);
         }
-        for feature in &mut features {
-            *feature = feature.signum() * feature.abs().sqrt();
-        }
+        features.map(|x| x.signum() * x.abs().sqrt())
+    }
+
+    /// Appends the query of a patch, given by its values, for each head.
+    fn queries(&self, values: &[f32; WIDTH], out: &mut Vec<f32>) {
+        let features = self.features(values);
         for head in 0..HEADS {
-            let weighted: [f32; DIM] =
-                std::array::from_fn(|i| features[i] * WEIGHTS[head][usize::from(i >= BRIGHT)] as f32);
+            let weight = |i: usize| WEIGHTS[head][usize::from(i >= BRIGHT)] as f32;
+            let weighted: [f32; DIM] = std::array::from_fn(|i| (features[i] - self.centre[i]) * weight(i));
             let norm = weighted.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-3);
             // q . k / sqrt(DIM) = SHARPNESS cos
             let gain = (SHARPNESS[head] * (DIM as f64).sqrt()).sqrt() as f32 / norm;
@@ -111,6 +126,11 @@ impl Projector {
             out.extend(mix.chunks_exact(DIM).map(|row| gain * dot(row, &weighted)));
         }
     }
+}
+
+/// The values of a frame's patches, row by row.
+fn patches(frame: &Picture) -> impl Iterator<Item = [f32; WIDTH]> {
+    (0..frame.rows * frame.cols).map(|patch| values(frame, patch / frame.cols, patch % frame.cols))
 }
 
 /// The pixels of a patch, about zero.
@@ -204,7 +224,7 @@ mod tests {
     #[test]
     fn values_are_the_picture() {
         let frame = noise(1);
-        let tokens = Projector::new().tokens(std::slice::from_ref(&frame));
+        let tokens = Projector::new(&[]).tokens(std::slice::from_ref(&frame));
         let grid = Grid {
             frames: 1,
             rows: 4,
@@ -215,7 +235,7 @@ mod tests {
 
     #[test]
     fn like_attracts_like() {
-        let tokens = Projector::new().tokens(&[noise(1), noise(1), noise(2)]);
+        let tokens = Projector::new(&[noise(3)]).tokens(&[noise(1), noise(1), noise(2)]);
         let logit = |i: usize, j: usize, head: usize| {
             let part = |t: usize| &tokens.qk[t * WIDTH + head * DIM..][..DIM];
             f64::from(dot(part(i), part(j))) / (DIM as f64).sqrt()
@@ -231,8 +251,31 @@ mod tests {
 
     #[test]
     fn a_flat_grey_patch_is_finite() {
-        let tokens = Projector::new().tokens(&[Picture::grey(4, 4, false)]);
-        assert!(tokens.qk.iter().chain(&tokens.v).all(|x| x.is_finite()));
+        let grey = [Picture::grey(4, 4, false)];
+        for examples in [&grey[..], &[]] {
+            let tokens = Projector::new(examples).tokens(&grey);
+            assert!(tokens.qk.iter().chain(&tokens.v).all(|x| x.is_finite()));
+        }
+    }
+
+    #[test]
+    fn what_all_share_does_not_count() {
+        let flat = |brightness: f32| {
+            let mut picture = Picture::grey(4, 4, false);
+            picture.y.fill(brightness);
+            picture
+        };
+        let frames = [flat(200.0), flat(240.0)];
+        let cosine = |examples: &[Picture], head: usize| {
+            let qk = Projector::new(examples).tokens(&frames).qk;
+            let part = |t: usize| &qk[t * WIDTH + head * DIM..][..DIM];
+            f64::from(dot(part(0), part(16))) / ((DIM as f64).sqrt() * SHARPNESS[head])
+        };
+        for head in 0..HEADS {
+            // Two of one kind beside each other; opposites about their mean.
+            assert!((cosine(&[], head) - 1.0).abs() < 1e-3);
+            assert!((cosine(&frames, head) + 1.0).abs() < 1e-3);
+        }
     }
 
     #[test]
