@@ -40,6 +40,10 @@ fn main() {
             continue;
         }
         if let Err(reason) = step(&build) {
+            if feature == "CARGO_FEATURE_SIMT" {
+                // Looks again every time, until there is a compiler.
+                println!("cargo::rerun-if-changed={}", build.out.join("no-compiler").display());
+            }
             assert!(!required, "{reason}");
             println!("cargo::warning={reason}");
         }
@@ -89,10 +93,15 @@ impl Build {
     }
 
     fn compile_images(&self) -> Result<Vec<(String, PathBuf)>> {
-        let nvcc = find_nvcc().ok_or(
+        let Some(nvcc) = find_nvcc() else {
+            // Whoever then puts it on PATH builds again and has it.
+            println!("cargo::rerun-if-env-changed=PATH");
+            return Err(
             "nvcc was not found (NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda); scripts/cuda-toolkit.sh fetches it \
-             from PyPI",
-        )?;
+             from PyPI"
+                    .into(),
+            );
+        };
         let archs = env::var("PACKFORCING_CUDA_ARCHS").unwrap_or_else(|_| "80,90a".into());
         let files = sources(&self.kernels, "cu")?;
         let jobs = env::var("NUM_JOBS")

@@ -542,10 +542,8 @@ fn main() -> ExitCode {
         assert_eq!(pool.free_pages(), all);
     });
 
-    suite.on_devices("block_300_computes_what_block_30_does", |device| {
-        if device.kind() == DeviceKind::Simt {
-            return; // The same bookkeeping as on the CPU, ten times as slow.
-        }
+    // Bookkeeping, which is the same on the SIMT device and ten times as slow there.
+    suite.on(&["cpu", "cuda"], "block_300_computes_what_block_30_does", |device| {
         let config = builder()
             .dtype(dtypes(device)[0])
             .policy(Policy::Newest)
@@ -618,6 +616,7 @@ fn main() -> ExitCode {
             argument(pass.attend_with(0, &qkv, &mut out.view_mut(), Some(lse))),
             "lse"
         );
+        assert!(pass.context(0).is_none(), "a refused call chooses nothing");
         let elsewhere = if device.kind() == DeviceKind::Cpu {
             Device::simt(SimtOptions::default())
         } else {
@@ -657,6 +656,46 @@ fn main() -> ExitCode {
         let (mut plain, next) = after(&other, 4, &mut Rng::new("refuse"));
         let (expected, _) = step(&other, &mut [&mut plain], &next);
         assert_eq!(step(&pool, &mut [&mut stream], &next).0, expected);
+    });
+
+    suite.on_devices("a_denoise_pass_undoes_the_commit_pass", |device| {
+        let pool = pool(device, &config(dtypes(device)[0]));
+        let (mut stream, next) = after(&pool, 2, &mut Rng::new("undo"));
+        let mut block = pool.begin([&mut stream]).expect("there is room");
+        for commits in [true, false] {
+            let pass = if commits {
+                block.commit_pass()
+            } else {
+                block.denoise_pass()
+            };
+            let mut pass = pass.expect("it begins");
+            for (layer, input) in next.iter().enumerate() {
+                let [q, k, v] = input.tensors(device);
+                let mut out = output(device, input);
+                pass.attend(layer, q.view(), k.view(), v.view(), &mut out.view_mut())
+                    .expect("it attends");
+            }
+        }
+        assert!(matches!(block.commit(), Err(Error::Order { op: "commit", .. })));
+        assert_eq!(stream.blocks(), 2);
+    });
+
+    suite.on_kernels("a_pool_refuses_what_the_kernels_do_not_take", |device| {
+        let refused = |builder: PackConfigBuilder, what: &str| {
+            let config = builder.build().expect("the numbers are sound");
+            let error = PagePool::new(device, &config)
+                .map(drop)
+                .expect_err("no kernel takes it");
+            assert!(error.to_string().contains(what), "{error}");
+        };
+        let narrow = Heads {
+            query: 1,
+            kv: 1,
+            dim: 32,
+        };
+        refused(builder().heads(narrow), "head dim");
+        refused(builder().dtype(DType::F32), "f32");
+        refused(builder().selected(Blocks(2000)).archive(Blocks(2000)), "selected");
     });
 
     suite.on_devices("a_full_pool_refuses_a_block", |device| {
@@ -721,9 +760,17 @@ fn main() -> ExitCode {
                 fail_launch: Some(launch),
                 ..SimtOptions::default()
             };
-            let Ok((faults, outs)) = std::panic::catch_unwind(|| run(&Device::simt(options).expect("it was there")))
-            else {
-                continue; // The fault fell into the blocks before.
+            let (faults, outs) = match std::panic::catch_unwind(|| run(&Device::simt(options).expect("it was there"))) {
+                Ok(run) => run,
+                // The fault fell into another pass, which takes none.
+                Err(panic)
+                    if panic
+                        .downcast_ref::<String>()
+                        .is_some_and(|p| p.contains("told to fail")) =>
+                {
+                    continue;
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
             };
             hit += faults;
             if faults > 0 {
@@ -811,6 +858,10 @@ fn main() -> ExitCode {
         };
         let heads = |query, kv, dim| Heads { query, kv, dim };
         refused(builder().layers(0), "layers");
+        refused(builder().layers(usize::MAX / 2), "layers");
+        refused(builder().heads(heads(1 << 62, 1 << 62, 64)), "heads");
+        refused(builder().page_tokens(usize::MAX), "page_tokens");
+        refused(builder().sink(Blocks(usize::MAX)), "sink");
         refused(builder().streams(0), "streams");
         refused(builder().heads(heads(3, 2, 64)), "heads");
         refused(builder().heads(heads(2, 0, 64)), "heads");

@@ -178,13 +178,14 @@ fn main() -> ExitCode {
     });
 
     suite.on_kernels("kernels_make_the_cpus_video", |device| {
-        // One layer in bf16 against f32: half of the attention's rounding error a pass, and block
-        // after block attends to what the one before it made.
+        // Attention in bf16 rounds queries, keys and weights, 2^-8 each, and half of it goes into x0.
+        // Each block attends to those before it, so half of their error comes on top: twice as much.
+        let tolerance = 2.0 * 0.5 * 3.0 * 2f64.powi(-8);
         let cpu = video(&cache(&Device::cpu()), few_step(), &mut Pull::new(), 6);
         let kernels = video(&cache(device), few_step(), &mut Pull::new(), 6);
         for (number, (kernels, cpu)) in kernels.iter().zip(&cpu).enumerate() {
             let errors = Errors::of(kernels, &widen(cpu));
-            assert!(errors.rel_l2 < 0.02, "block {number}: {errors:?}");
+            assert!(errors.rel_l2 < tolerance, "block {number}: {errors:?}");
         }
     });
 

@@ -375,6 +375,11 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
+    /// What one layer attends to, as [`Block::context`].
+    pub fn context(&self, layer: usize) -> Option<&Context> {
+        self.block.context(layer)
+    }
+
     /// Hands in one layer's compressed tokens, where the model makes them
     /// ([`Compression::External`]): keys normed, not rotated, `[streams, mid_tokens, kv_heads, dim]`.
     /// They are rotated at the centroids of their cells.

@@ -74,7 +74,8 @@ impl Suite {
         self.on(&["simt", "cuda"], name, test)
     }
 
-    fn on(&mut self, kinds: &[&str], name: &str, test: impl Fn(&Device) + Send + Sync + 'static) -> &mut Suite {
+    /// A test for these kinds of devices.
+    pub fn on(&mut self, kinds: &[&str], name: &str, test: impl Fn(&Device) + Send + Sync + 'static) -> &mut Suite {
         let test = Arc::new(test);
         for kind in KINDS.iter().filter(|k| kinds.contains(&k.name)) {
             if absent(kind).is_some() {
