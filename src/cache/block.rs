@@ -325,6 +325,9 @@ impl Pass<'_, '_> {
     /// normed, not rotated: `[streams, tokens, heads, dim]`, as `out`. The first call of a layer in
     /// a block chooses the compressed blocks it attends to; later calls attend to the same.
     ///
+    /// On the CPU the ops run on rayon's threads while the pool is locked: call it from outside of
+    /// rayon jobs.
+    ///
     /// # Errors
     ///
     /// A layer that is not there, views of another shape, dtype or device: nothing has changed.

@@ -133,8 +133,8 @@ struct Shape {
 /// Shapes, dtypes or devices that do not agree; `q_out` without `q` or the reverse; a rope of another
 /// head dim; a lattice of another number of tokens or with positions that are not finite; an eps that
 /// is negative or not finite; page lists that are too few, too short or of a larger pool; on host
-/// devices a page that is listed twice. Where kernels run: heads and rows that are not on 16-byte
-/// boundaries, more than `4 * (512 / n)` heads, n being the 16-byte vectors of a head (128 heads of
+/// devices a page that is listed twice. Where kernels run: a head dim above 128, heads and rows that
+/// are not on 16-byte boundaries, more than `4 * (512 / n)` heads, n being the 16-byte vectors of a head (128 heads of
 /// 128 in bf16, 64 in f32), more than 65,535 streams. Nothing has been written then. Later: whatever
 /// the device reports.
 pub fn append_kv(args: &AppendKv<'_>, q_out: Option<&mut ViewMut<'_>>, kv: &mut KvPagesMut<'_>) -> Result<()> {
