@@ -74,6 +74,11 @@ impl Suite {
         self.on(&["simt", "cuda"], name, test)
     }
 
+    /// A test of what only CUDA has.
+    pub fn on_cuda(&mut self, name: &str, test: impl Fn(&Device) + Send + Sync + 'static) -> &mut Suite {
+        self.on(&["cuda"], name, test)
+    }
+
     fn on(&mut self, kinds: &[&str], name: &str, test: impl Fn(&Device) + Send + Sync + 'static) -> &mut Suite {
         let test = Arc::new(test);
         for kind in KINDS.iter().filter(|k| kinds.contains(&k.name)) {
