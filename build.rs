@@ -110,7 +110,13 @@ impl Build {
             .unwrap_or(1)
             .max(1);
         let images = in_parallel(&files, jobs, |file| self.fatbin(&nvcc, file, &archs))?;
-        Ok(images.into_iter().flatten().collect())
+        let images: Vec<_> = images.into_iter().flatten().collect();
+        match images.is_empty() {
+            true => Err(format!(
+                "PACKFORCING_CUDA_ARCHS={archs} names no architecture that a kernel is for"
+            )),
+            false => Ok(images),
+        }
     }
 
     /// Compiles one kernel file; `None` where no architecture of the list is for it.

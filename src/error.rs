@@ -58,6 +58,29 @@ pub enum Error {
         count: usize,
     },
 
+    /// The GPU is older than what the kernels are written for.
+    #[error("{name} has compute capability {}.{}: the kernels need {}.{}", capability.0, capability.1, needed.0, needed.1)]
+    UnsupportedGpu {
+        /// What the driver calls the GPU.
+        name: String,
+        /// Its compute capability, major and minor.
+        capability: (i32, i32),
+        /// The least that is needed, major and minor.
+        needed: (i32, i32),
+    },
+
+    /// The CUDA driver cannot compile the kernels' PTX for its GPU.
+    #[error(
+        "the CUDA driver is older than the nvcc that compiled the kernels (CUDA error {code}, {name}): update it, or \
+         build with PACKFORCING_CUDA_ARCHS naming the GPU's own architecture"
+    )]
+    OldDriver {
+        /// The driver's number of the error.
+        code: u32,
+        /// The driver's name of the error.
+        name: String,
+    },
+
     /// The device's memory does not hold what was asked for.
     #[error("out of memory on the {device} device: {bytes} bytes were asked for")]
     OutOfMemory {

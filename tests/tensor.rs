@@ -2,7 +2,9 @@
 mod common;
 
 use common::Rng;
+use cudarc::driver::CudaContext;
 use packforcing::dtype::{bf16, f16};
+use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, denoise_step, rows};
 use packforcing::paging::{Context, PageLists, Segment};
 use packforcing::{DType, Device, DeviceKind, Error, Result, Tensor, View, ViewMut};
 
@@ -441,6 +443,139 @@ fn device_identity(device: &Device) {
     assert!(device.to_string().starts_with(device.kind().name()));
 }
 
+/// `x -= v / 2`, by a kernel.
+fn half_step(device: &Device, v: View<'_>, x: ViewMut<'_>) {
+    let coefficients = Coefficients::new(device, &[rows::euler(&[1.0], &[0.5])]).expect("numbers");
+    let step = DenoiseStep {
+        terms: vec![v],
+        in_place: 1,
+        frame_axis: 0,
+        coefficients: &coefficients,
+        noise: None,
+    };
+    denoise_step(&step, &mut [x]).expect("a step");
+}
+
+/// Slices and views of cudarc's are used in place, on a stream that another library would bring.
+fn slices_of_cudarc(_: &Device) {
+    let context = CudaContext::new(0).expect("a context");
+    let stream = context.default_stream();
+    let device = Device::from_cuda_stream(stream.clone()).expect("a device");
+    let v = stream.clone_htod(&[2.0f32, 4.0, 6.0, 8.0]).expect("a copy");
+    let mut x = stream.clone_htod(&[10.0f32, 20.0, 30.0, 40.0]).expect("a copy");
+
+    let shape = [1, 2, 2];
+    half_step(
+        &device,
+        View::from_cuda_slice(&device, &v, &shape).expect("a view"),
+        ViewMut::from_cuda_slice(&device, &mut x, &shape).expect("a view"),
+    );
+    assert_eq!(stream.clone_dtoh(&x).expect("a copy"), [9.0, 18.0, 27.0, 36.0]);
+
+    half_step(
+        &device,
+        View::from_cuda_view(&device, &v.slice(..2), &[1, 2]).expect("a view"),
+        ViewMut::from_cuda_view(&device, &mut x.slice_mut(1..3), &[1, 2]).expect("a view"),
+    );
+    assert_eq!(stream.clone_dtoh(&x).expect("a copy"), [9.0, 17.0, 25.0, 36.0]);
+
+    for wrong in [&[3][..], &[2, 4], &[usize::MAX, 4]] {
+        assert_eq!(
+            refused(View::from_cuda_slice(&device, &v, wrong)),
+            ("View::from_cuda_slice", "shape")
+        );
+    }
+    assert_eq!(
+        refused(View::from_cuda_slice(&Device::cpu(), &v, &shape)),
+        ("View::from_cuda_slice", "device")
+    );
+}
+
+/// What another stream writes is taken only where cudarc's events order it.
+fn slices_of_other_streams(device: &Device) {
+    // Another context object of the same GPU: no events between the two.
+    let foreign = CudaContext::new(0)
+        .and_then(|c| c.new_stream())
+        .expect("a stream")
+        .clone_htod(&[0.0f32; 4])
+        .expect("a copy");
+    let mut written = foreign.clone();
+    assert_eq!(
+        refused(View::from_cuda_slice(device, &foreign, &[4])),
+        ("View::from_cuda_slice", "data")
+    );
+    assert_eq!(
+        refused(View::from_cuda_view(device, &foreign.slice(1..), &[3])),
+        ("View::from_cuda_view", "data")
+    );
+    assert_eq!(
+        refused(ViewMut::from_cuda_slice(device, &mut written, &[4])),
+        ("ViewMut::from_cuda_slice", "data")
+    );
+    assert_eq!(
+        refused(ViewMut::from_cuda_view(device, &mut written.slice_mut(1..), &[3])),
+        ("ViewMut::from_cuda_view", "data")
+    );
+
+    // Two streams of one context object that tracks events.
+    let context = CudaContext::new(0).expect("a context");
+    let (ours, theirs) = (
+        context.new_stream().expect("a stream"),
+        context.new_stream().expect("a stream"),
+    );
+    let device = Device::from_cuda_stream(ours).expect("a device");
+    let n = 1 << 20;
+    let v = theirs.clone_htod(&vec![2.0f32; n]).expect("a copy");
+    let mut x = theirs.clone_htod(&vec![10.0f32; n]).expect("a copy");
+    half_step(
+        &device,
+        View::from_cuda_slice(&device, &v, &[1, n]).expect("a view"),
+        ViewMut::from_cuda_slice(&device, &mut x, &[1, n]).expect("a view"),
+    );
+    assert_eq!(theirs.clone_dtoh(&x).expect("a copy"), vec![9.0; n]);
+
+    // A slice that was made while no events were tracked has none, even when they are again.
+    // SAFETY: the one slice made here is used on its own stream only.
+    unsafe { context.disable_event_tracking() };
+    let bare = theirs.clone_htod(&[0.0f32; 4]).expect("a copy");
+    let door = "View::from_cuda_slice";
+    assert_eq!(refused(View::from_cuda_slice(&device, &bare, &[4])), (door, "data"));
+    // SAFETY: as above.
+    unsafe { context.enable_event_tracking() };
+    assert_eq!(refused(View::from_cuda_slice(&device, &bare, &[4])), (door, "data"));
+}
+
+/// A raw handle of a stream gives the same device as the stream.
+fn raw_streams(_: &Device) {
+    let context = CudaContext::new(0).expect("a context");
+    let stream = context.new_stream().expect("a stream");
+    // SAFETY: `CudaContext::new` retains the primary context, and `stream` outlives the device.
+    let device = unsafe { Device::from_raw_cuda_stream(0, stream.cu_stream()) }.expect("a device");
+    assert_eq!(
+        device,
+        Device::from_cuda_stream(stream.clone()).expect("the same device")
+    );
+    assert_ne!(device, Device::cuda(0).expect("a stream of its own"));
+    let v = Tensor::from_slice(&device, &[2.0f32, 4.0], &[1, 2]).expect("a tensor");
+    let mut x = stream.clone_htod(&[10.0f32, 20.0]).expect("a copy");
+    // The device's own context object has no part in the other one's events.
+    assert_eq!(
+        refused(View::from_cuda_slice(&device, &x, &[2])),
+        ("View::from_cuda_slice", "data")
+    );
+    // SAFETY: the context has one stream.
+    unsafe { context.disable_event_tracking() };
+    half_step(
+        &device,
+        v.view(),
+        ViewMut::from_cuda_slice(&device, &mut x, &[1, 2]).expect("a view"),
+    );
+    assert_eq!(stream.clone_dtoh(&x).expect("a copy"), [9.0, 18.0]);
+    // Memory is freed on whatever thread drops it last.
+    std::thread::spawn(move || drop(v)).join().expect("no panic");
+    device.synchronize().expect("no fault");
+}
+
 /// Messages name the op, the argument, what was expected and what came.
 fn messages() {
     let cpu = Device::cpu();
@@ -467,6 +602,9 @@ fn main() -> std::process::ExitCode {
         .on_devices("page_lists", page_lists)
         .on_devices("contexts", contexts)
         .on_devices("device_identity", device_identity)
+        .on(&["cuda"], "slices_of_cudarc", slices_of_cudarc)
+        .on(&["cuda"], "slices_of_other_streams", slices_of_other_streams)
+        .on(&["cuda"], "raw_streams", raw_streams)
         .plain("absent_devices", absent_devices)
         .plain("messages", messages)
         .run()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUfunction_attribute, CUresult, CUstream};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut,
-    DeviceRepr, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop, result, sys,
+    DeviceRepr, DeviceSlice, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop, result, sys,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -26,6 +26,9 @@ pub(crate) struct Image {
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
+/// What the kernels need: `cp.async`, bfloat16 arithmetic.
+const CAPABILITY: (i32, i32) = (8, 0);
+
 /// A context, a stream and the kernels loaded into it.
 pub struct CudaDevice {
     context: Arc<CudaContext>,
@@ -33,6 +36,8 @@ pub struct CudaDevice {
     name: String,
     capability: (i32, i32),
     shared_memory: usize,
+    /// Whether the card reads the host's page tables, so that no copy has to be staged.
+    reads_pageable: bool,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, CudaFunction>>,
     /// Set by the first fault that a card reports late.
@@ -51,6 +56,19 @@ impl CudaMemory {
     }
     pub fn bytes(&self) -> usize {
         self.slice.len()
+    }
+}
+
+impl Drop for CudaMemory {
+    /// The last owner may sit on a thread without a context, and the slice frees into the current one.
+    fn drop(&mut self) {
+        let context = self.slice.context();
+        let bound = context.bind_to_thread();
+        if bound.is_err() {
+            // An error that cudarc kept came instead of the binding: bind, and keep it again.
+            let _ = context.bind_to_thread();
+            context.record_err(bound);
+        }
     }
 }
 
@@ -78,14 +96,11 @@ fn probe() -> Result<()> {
     }
 }
 
-fn first_image() -> Result<()> {
-    match IMAGES.first() {
-        Some(_) => Ok(()),
-        None => Err(Error::KernelsNotBuilt {
-            kernel: "every kernel".into(),
-            reason: NO_IMAGES.into(),
-        }),
-    }
+fn first_image() -> Result<&'static Image> {
+    IMAGES.first().ok_or_else(|| Error::KernelsNotBuilt {
+        kernel: "every kernel".into(),
+        reason: NO_IMAGES.into(),
+    })
 }
 
 impl CudaDevice {
@@ -107,25 +122,40 @@ impl CudaDevice {
     }
 
     pub(super) fn on_stream(stream: Arc<CudaStream>) -> Result<CudaDevice> {
-        first_image()?;
+        let image = first_image()?;
         let context = stream.context().clone();
         let name = context.name().map_err(refused("the device's name"))?;
         let capability = context
             .compute_capability()
             .map_err(refused("the compute capability"))?;
+        if capability < CAPABILITY {
+            return Err(Error::UnsupportedGpu {
+                name,
+                capability,
+                needed: CAPABILITY,
+            });
+        }
         let shared_memory = context
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
             .map_err(refused("the shared memory's size"))? as usize;
-        Ok(CudaDevice {
+        let reads_pageable = context
+            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES)
+            .map_err(refused("how the card reads host memory"))?
+            != 0;
+        let device = CudaDevice {
             context,
             stream,
             name,
             capability,
             shared_memory,
+            reads_pageable,
             modules: Mutex::default(),
             functions: Mutex::default(),
             lost: OnceLock::new(),
-        })
+        };
+        // One module tells whether the driver takes what nvcc made.
+        device.module(image)?;
+        Ok(device)
     }
 
     /// The stream that everything is launched on.
@@ -167,22 +197,20 @@ impl CudaDevice {
     fn check<T>(&self, call: &'static str, result: Result<T, DriverError>) -> Result<T> {
         result.map_err(|e| {
             let error = refused(call)(e);
-            let refusals = [
-                CUresult::CUDA_ERROR_INVALID_VALUE,
-                CUresult::CUDA_ERROR_OUT_OF_MEMORY,
-                CUresult::CUDA_ERROR_NOT_FOUND,
-                CUresult::CUDA_ERROR_INVALID_IMAGE,
-                CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
-                CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
-                CUresult::CUDA_ERROR_INVALID_HANDLE,
-                CUresult::CUDA_ERROR_INVALID_CONTEXT,
-            ];
-            if refusals.contains(&e.0) {
+            if !stays(e.0) {
                 return error;
             }
             let reason = self.lost.get_or_init(|| error.to_string()).clone();
             Error::DeviceLost { device: "cuda", reason }
         })
+    }
+
+    /// Waits for the stream in the bound context; cudarc's own call may return an older error
+    /// instead of waiting.
+    fn wait(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as this device holds it.
+        let waited = unsafe { result::stream::synchronize(self.stream.cu_stream()) };
+        self.check("waiting for the stream", waited)
     }
 
     fn bind(&self) -> Result<()> {
@@ -192,7 +220,7 @@ impl CudaDevice {
 
     pub(super) fn synchronize(&self) -> Result<()> {
         self.bind()?;
-        self.check("waiting for the stream", self.stream.synchronize())
+        self.wait()
     }
 
     pub(super) fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
@@ -223,10 +251,32 @@ impl CudaDevice {
 
     pub(super) fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         self.bind()?;
-        // SAFETY: the range lies in a writable view of this device; the driver has read pageable
-        // host memory before it returns.
+        // SAFETY: the range lies in a writable view of this device; `from` has been read before this
+        // returns, by the driver's staging or by the wait below.
         let copied = unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) };
-        self.check("a copy to the device", copied)
+        self.check("a copy to the device", copied)?;
+        match self.staged(from) {
+            true => Ok(()),
+            false => self.wait(),
+        }
+    }
+
+    /// Whether a copy out of `host` is staged, so that the driver has read it when the call
+    /// returns. Pinned and managed memory is read later, by the card.
+    fn staged(&self, host: &[u8]) -> bool {
+        let pageable = |byte: &u8| {
+            let mut kind = 0u32;
+            // SAFETY: this attribute is 32 bits, and an address that CUDA does not know is an error.
+            let answer = unsafe {
+                sys::cuPointerGetAttribute(
+                    (&raw mut kind).cast(),
+                    sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+                    std::ptr::from_ref(byte) as u64,
+                )
+            };
+            answer == CUresult::CUDA_ERROR_INVALID_VALUE
+        };
+        !self.reads_pageable && host.first().is_none_or(pageable) && host.last().is_none_or(pageable)
     }
 
     pub(super) fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
@@ -235,7 +285,7 @@ impl CudaDevice {
         // `to` can go away.
         let copied = unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) };
         self.check("a copy to the host", copied)?;
-        self.synchronize()
+        self.wait()
     }
 
     pub(super) fn launch<P: KernelParams>(&self, launch: &Launch<'_, P>) -> Result<()> {
@@ -270,28 +320,42 @@ impl CudaDevice {
         if let Some(function) = functions.get(kernel) {
             return Ok(function.clone());
         }
-        let mut modules = self.modules.lock().unwrap_or_else(|e| e.into_inner());
-        let loaded = match modules.get(module) {
-            Some(loaded) => loaded.clone(),
-            None => {
-                let image = IMAGES
-                    .iter()
-                    .find(|i| i.name == module)
-                    .ok_or_else(|| Error::KernelsNotBuilt {
-                        kernel: kernel.to_string(),
-                        reason: format!("{module}.cu was not compiled"),
-                    })?;
-                let loaded = self.check(
-                    "loading a module",
-                    self.context.load_module(Ptx::from_binary(image.bytes.to_vec())),
-                )?;
-                modules.insert(module, loaded.clone());
-                loaded
-            }
-        };
+        let image = IMAGES
+            .iter()
+            .find(|i| i.name == module)
+            .ok_or_else(|| Error::KernelsNotBuilt {
+                kernel: kernel.to_string(),
+                reason: format!("{module}.cu was not compiled"),
+            })?;
+        let loaded = self.module(image)?;
         let function = self.check("finding a kernel", loaded.load_function(kernel))?;
         functions.insert(kernel.to_string(), function.clone());
         Ok(function)
+    }
+
+    fn module(&self, image: &Image) -> Result<Arc<CudaModule>> {
+        let mut modules = self.modules.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(loaded) = modules.get(image.name) {
+            return Ok(loaded.clone());
+        }
+        let binary = Ptx::from_binary(image.bytes.to_vec());
+        let loaded = self.check("loading a module", self.context.load_module(binary))?;
+        modules.insert(image.name, loaded.clone());
+        Ok(loaded)
+    }
+
+    /// How work on a slice of stream `other` is ordered with this device's. Another context object
+    /// that tracks events would not learn of what this device does, even on the same stream.
+    fn order(&self, other: &CudaStream) -> Order {
+        let (own, theirs) = (self.context(), other.context());
+        let same = own.cu_ctx() == theirs.cu_ctx() && self.stream.cu_stream() == other.cu_stream();
+        let shared = Arc::ptr_eq(own, theirs);
+        let managed = theirs.is_managing_stream_synchronization();
+        match (same, shared, managed) {
+            (true, true, _) | (true, false, false) => Order::Stream,
+            (false, true, true) => Order::Events,
+            _ => Order::None,
+        }
     }
 }
 
@@ -306,13 +370,43 @@ fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
 }
 
 fn refused(call: &'static str) -> impl Fn(DriverError) -> Error {
-    move |e| Error::Cuda {
-        call,
-        code: e.0 as u32,
-        name: e
+    move |e| {
+        let code = e.0 as u32;
+        let name = e
             .error_name()
-            .map_or_else(|_| "unknown".into(), |n| n.to_string_lossy().into_owned()),
+            .map_or_else(|_| "unknown".into(), |n| n.to_string_lossy().into_owned());
+        match e.0 {
+            CUresult::CUDA_ERROR_INVALID_PTX
+            | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Error::OldDriver { code, name },
+            _ => Error::Cuda { call, code, name },
+        }
     }
+}
+
+/// Whether every later call in the context fails too: what the driver calls sticky.
+fn stays(code: CUresult) -> bool {
+    // Older toolkits' bindings have no name for CUDA_ERROR_CONTAINED and
+    // CUDA_ERROR_TENSOR_MEMORY_LEAK.
+    const UNNAMED: [u32; 2] = [226, 721];
+    matches!(
+        code,
+        CUresult::CUDA_ERROR_DEINITIALIZED
+            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
+            | CUresult::CUDA_ERROR_UNKNOWN
+    ) || UNNAMED.contains(&(code as u32))
 }
 
 impl fmt::Display for CudaDevice {
@@ -324,6 +418,15 @@ impl fmt::Display for CudaDevice {
 
 impl GuardedBorrow for SyncOnDrop<'_> {}
 
+/// How work of a stream is ordered with a device's.
+enum Order {
+    /// By the stream, which is the device's.
+    Stream,
+    /// By the events of each slice that has some.
+    Events,
+    None,
+}
+
 /// cudarc's slices and views as tensors.
 macro_rules! from_cuda {
     ($(#[$doc:meta])* $name:ident, $owner:ident, $slice:ty, $ptr:ident, $borrow:ty) => {
@@ -332,7 +435,10 @@ macro_rules! from_cuda {
             ///
             /// # Errors
             ///
-            /// A device that is not CUDA, memory of another context, a shape of another size.
+            /// A device that is not CUDA; a shape of another size; memory whose use cudarc could not
+            /// order. It can where stream and device share one `CudaContext` object, and the stream
+            /// is the device's or the context manages the synchronization of its streams; and on
+            /// the device's stream in another context object, if that one does not manage it.
             pub fn $name<T: Element + DeviceRepr>(
                 device: &'a Device,
                 data: $borrow,
@@ -342,8 +448,8 @@ macro_rules! from_cuda {
                 let cuda = device.as_cuda().ok_or_else(|| {
                     Error::argument(OP, "device", "a cuda device", device.to_string())
                 })?;
-                let elements: usize = shape.iter().product();
-                if data.len() != elements {
+                let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+                if elements != Some(data.len()) {
                     return Err(Error::argument(
                         OP,
                         "shape",
@@ -351,7 +457,24 @@ macro_rules! from_cuda {
                         format!("{shape:?}"),
                     ));
                 }
+                let stranger = || {
+                    Error::argument(
+                        OP,
+                        "data",
+                        "memory of the device's stream (or of a stream of the same CudaContext, with its events)",
+                        "memory of another stream",
+                    )
+                };
+                let by_events = match cuda.order(data.stream()) {
+                    Order::Stream => false,
+                    Order::Events => true,
+                    Order::None => return Err(stranger()),
+                };
                 let (address, sync) = data.$ptr(cuda.stream());
+                // A slice that was made while the context tracked no events has none.
+                if by_events && !matches!(sync, SyncOnDrop::Record(Some(_))) {
+                    return Err(stranger());
+                }
                 $owner::guarded(OP, device, address, T::DTYPE, shape, Arc::new(sync))
             }
         }

@@ -143,7 +143,8 @@ impl Device {
     /// # Errors
     ///
     /// [`Error::FeatureDisabled`], [`Error::NoDriver`], [`Error::NoGpu`], [`Error::NoSuchDevice`],
-    /// [`Error::KernelsNotBuilt`].
+    /// [`Error::KernelsNotBuilt`], [`Error::UnsupportedGpu`] below compute capability 8.0,
+    /// [`Error::OldDriver`], [`Error::Cuda`].
     pub fn cuda(ordinal: usize) -> Result<Device> {
         #[cfg(feature = "cuda")]
         return Ok(Device(Backend::Cuda(Arc::new(CudaDevice::new(ordinal)?))));
@@ -159,9 +160,20 @@ impl Device {
 
     /// A device on a stream of the caller's: ops are launched there, and nowhere else.
     ///
+    /// # The per-thread stream
+    ///
+    /// **`CudaContext::per_thread_stream` gives a handle, not a stream: it means another stream on
+    /// every thread.** Candle's `Device::new_cuda` has it in its newer versions. With such a stream
+    /// the device, its clones and everything made with it (tensors, views, page pools, caches) must
+    /// be used and dropped on the thread that called this, although all of them are `Send` and
+    /// `Sync`: on another thread nothing orders the work, and results are wrong without an error.
+    /// A stream of `CudaContext::new_stream` or `default_stream` (candle: `new_cuda_with_stream`)
+    /// knows no such limit.
+    ///
     /// # Errors
     ///
-    /// [`Error::KernelsNotBuilt`].
+    /// [`Error::KernelsNotBuilt`], [`Error::UnsupportedGpu`] below compute capability 8.0,
+    /// [`Error::OldDriver`], [`Error::Cuda`].
     #[cfg(feature = "cuda")]
     pub fn from_cuda_stream(stream: Arc<cudarc::driver::CudaStream>) -> Result<Device> {
         Ok(Device(Backend::Cuda(Arc::new(CudaDevice::on_stream(stream)?))))
@@ -171,7 +183,9 @@ impl Device {
     ///
     /// # Safety
     ///
-    /// The stream belongs to that context and outlives the device and everything made with it.
+    /// The stream belongs to that context and outlives the device and everything made with it. Of
+    /// the handle `CU_STREAM_PER_THREAD` (2) all of that stays on one thread, as
+    /// [`Device::from_cuda_stream`] says.
     ///
     /// # Errors
     ///
