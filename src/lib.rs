@@ -99,3 +99,8 @@ pub use units::{Blocks, Frames, Grid, Pages, Tokens};
 
 #[cfg(feature = "cuda")]
 pub use cudarc;
+
+/// The README's example is a test too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
