@@ -14,7 +14,7 @@
 //! | [`Tensor`], [`View`], [`ViewMut`] | owned and borrowed memory: this crate's, a slice's, cudarc's, or a raw address |
 //! | [`ops`] | every kernel as a free function on views |
 //! | [`paging`] | pages, page lists and segments: what ops and cache both speak of |
-//! | [`cache`] | the packed history of one or several videos |
+//! | [`cache`] | the packed history of one or several videos: [`cache::PackedKvCache`], [`cache::PagePool`] |
 //! | [`schedule`] | time steps, and coefficients of solvers |
 //! | [`rollout`] | block after block with a model of yours |
 //!

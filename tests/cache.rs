@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use common::{Errors, Rng, Suite, widen};
 use packforcing::cache::{
-    Compression, Heads, MeanPool, PackConfig, PackConfigBuilder, PagePool, Place, Policy, Qkv, Remainder, Selection,
-    Stream,
+    Compression, Heads, MeanPool, PackConfig, PackConfigBuilder, PackedKvCache, PagePool, Place, Policy, Qkv,
+    Remainder, Selection, Stream,
 };
 use packforcing::{Blocks, DType, Device, DeviceKind, Error, Grid, Rope3d, SimtOptions, Tensor};
 
@@ -656,6 +656,32 @@ fn main() -> ExitCode {
         let (mut plain, next) = after(&other, 4, &mut Rng::new("refuse"));
         let (expected, _) = step(&other, &mut [&mut plain], &next);
         assert_eq!(step(&pool, &mut [&mut stream], &next).0, expected);
+    });
+
+    suite.on_devices("a_cache_for_one_video_is_a_pool_with_one_stream", |device| {
+        let config = config(dtypes(device)[0]);
+        let pool = pool(device, &config);
+        let (mut stream, next) = after(&pool, 0, &mut Rng::new("single"));
+        let mut cache = PackedKvCache::new(device, &config).expect("there is memory");
+        for _ in 0..5 {
+            let (expected, _) = step(&pool, &mut [&mut stream], &next);
+            let mut block = cache.begin().expect("there is room");
+            let mut pass = block.commit_pass().expect("it begins");
+            for (layer, input) in next.iter().enumerate() {
+                let [q, k, v] = input.tensors(device);
+                let mut out = output(device, input);
+                pass.attend(layer, q.view(), k.view(), v.view(), &mut out.view_mut())
+                    .expect("it attends");
+                assert_eq!(out.to_f32_vec().expect("it is float"), expected[layer]);
+            }
+            block.commit().expect("every layer has attended");
+            assert_eq!(
+                (cache.timeline(), cache.context_tokens()),
+                (stream.timeline(), stream.context_tokens())
+            );
+        }
+        cache.reset();
+        assert_eq!((cache.blocks(), cache.timeline()), (0, Vec::new()));
     });
 
     suite.on_devices("a_denoise_pass_undoes_the_commit_pass", |device| {

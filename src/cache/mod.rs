@@ -7,7 +7,8 @@
 //!  ████ ████       ▫ ▫ ▪ ▫ ▪ ▪ ▫ ▫ ▪ ▫ ▫ ▪ ▫ ▪ ▫ ▫ ▪ ▫ ▫          ████      ████
 //! ```
 //!
-//! A [`PagePool`] holds the memory, a [`Stream`] is one video in it, a [`Block`] is its next block:
+//! A [`PagePool`] holds the memory, a [`Stream`] is one video in it, a [`Block`] is its next block
+//! ([`PackedKvCache`] is a pool for one video):
 //!
 //! ```
 //! use packforcing::cache::{Compression, Heads, PackConfig, PagePool};
@@ -50,6 +51,7 @@
 mod block;
 mod config;
 mod pool;
+mod single;
 mod timeline;
 mod work;
 
@@ -57,4 +59,5 @@ pub use crate::ops::merge_tokens::{MeanPool, Remainder};
 pub use block::{Block, Pass, Qkv};
 pub use config::{CacheBytes, Compression, Heads, PackConfig, PackConfigBuilder, Policy, Selection};
 pub use pool::{PagePool, Stream};
+pub use single::PackedKvCache;
 pub use timeline::Place;
