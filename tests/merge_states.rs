@@ -274,6 +274,15 @@ fn bad_arguments(device: &Device) {
         "out",
         merge_states(&good, &good, &mut bytes.view_mut(), &mut lse.view_mut()),
     );
+    let none = State {
+        out: good.out.narrow(0, 0, 0).expect("no row"),
+        lse: good.lse.narrow(0, 0, 0).expect("no row"),
+    };
+    let (mut no_out, mut no_lse) = (zeros(DType::F16, &[0, 2, 64]), zeros(DType::F32, &[0, 2]));
+    refused(
+        "out",
+        merge_states(&none, &none, &mut no_out.view_mut(), &mut no_lse.view_mut()),
+    );
     let mut flat_out = zeros(DType::F16, &[8, 64]);
     refused(
         "out",

@@ -531,6 +531,7 @@ fn refusals(device: &Device) {
     let short = lists(pool, &[inputs.source[0][..7].to_vec(), inputs.source[1][..7].to_vec()]);
     let empty = lists(pool, &[vec![], vec![]]);
     let large = lists(pool + 1, &inputs.dest);
+    let none = lists(pool, &[]);
 
     assert_eq!(refused(call.run_with(|a| a.rope = &rope)), "rope");
     assert_eq!(refused(call.run_with(|a| a.pool.cell[1] = 0)), "pool.cell");
@@ -539,6 +540,7 @@ fn refusals(device: &Device) {
     assert_eq!(refused(call.run_with(|a| a.grid.cols = usize::MAX)), "grid");
     assert_eq!(refused(call.run_with(|a| a.grid.cols = 5)), "source");
     assert_eq!(refused(call.run_with(|a| a.source = &short)), "source");
+    assert_eq!(refused(call.run_with(|a| a.source = &none)), "source");
     assert_eq!(refused(call.run_with(|a| a.dest = &empty)), "dest");
     assert_eq!(refused(call.run_with(|a| a.dest = &one)), "dest");
     assert_eq!(refused(call.run_with(|a| a.dest = &three)), "dest");

@@ -763,6 +763,8 @@ fn sum_keys_errors(device: &Device) {
     let (k, pages, rows) = &good;
     attempt(k, pages, rows, 16, &[3, 2, 16]).unwrap();
     let refused = |result| argument(result, "sum_keys");
+    let none = Tensor::zeros(device, DType::I32, &[0]).unwrap();
+    assert_eq!(refused(attempt(k, pages, &none, 16, &[3, 2, 16])), "rows");
     assert_eq!(refused(attempt(k, pages, rows, 17, &[3, 2, 16])), "tokens");
     assert_eq!(refused(attempt(k, pages, rows, 16, &[3, 1, 16])), "sums");
     assert_eq!(refused(attempt(k, &lists(5), rows, 16, &[3, 2, 16])), "pages");

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::ops::append_kv::{AppendKv, Lattice, Norm, append_kv};
-use crate::ops::attention::{self, Attention, attention};
-use crate::ops::merge_tokens::{MergeTokens, merge_tokens};
-use crate::ops::select_blocks::{BlockShape, Scores, SelectBlocks, SumKeys, select_blocks, sum_keys};
+use crate::ops::append_kv::{self, AppendKv, Lattice, Norm};
+use crate::ops::attention::{self, Attention};
+use crate::ops::merge_tokens::{self, MergeTokens};
+use crate::ops::select_blocks::{self, BlockShape, Scores, SelectBlocks, SumKeys};
 use crate::paging::Context;
 use crate::tensor::{Tensor, View, ViewMut};
 use crate::units::Tokens;
@@ -368,7 +368,7 @@ impl Pass<'_, '_> {
             choose(config, work, state, (layer, choice), streams, block.policy)?;
         }
         let arguments = attention_of(config, work, state, (layer, choice), streams)?;
-        attention(&arguments, out, lse)?;
+        attention::run(&arguments, out, lse)?;
         drop(arguments);
         block.chosen[choice] = true;
         if commits {
@@ -430,7 +430,7 @@ impl Pass<'_, '_> {
             origins: None,
             pages: &work.mid,
         };
-        append_kv(&append, None, &mut state.store.layer_mut(layer)?)?;
+        append_kv::run(&append, None, &mut state.store.layer_mut(layer)?)?;
         sum_mid(config, work, state, layer, streams)?;
         block.handed_in[layer] = true;
         Ok(())
@@ -498,7 +498,7 @@ fn append(config: &PackConfig, work: &mut Work, state: &mut State, layer: usize,
         pages: &work.current,
     };
     let mut queries = work.queries.view_mut().narrow(0, 0, streams)?;
-    append_kv(&append, Some(&mut queries), &mut state.store.layer_mut(layer)?)
+    append_kv::run(&append, Some(&mut queries), &mut state.store.layer_mut(layer)?)
 }
 
 /// Attention of the rotated queries over the chosen context.
@@ -541,7 +541,7 @@ pub(super) fn rehearse(device: &Device, config: &PackConfig, work: &mut Work, st
     if config.selected.0 > 0 {
         choose(config, work, state, (0, 0), 0, Policy::Top)?;
     }
-    attention(
+    attention::run(
         &attention_of(config, work, state, (0, 0), 0)?,
         &mut out.view_mut(),
         None,
@@ -585,7 +585,7 @@ fn choose(
         draft_prefix: work.prefix.view().narrow(0, 0, streams)?,
     };
     let mut chosen = work.chosen.view_mut().select(0, choice)?.narrow(0, 0, streams)?;
-    select_blocks(&mut arguments, &mut chosen, &mut work.contexts[choice])
+    select_blocks::run_select_blocks(&mut arguments, &mut chosen, &mut work.contexts[choice])
 }
 
 /// Makes the compressed form of the blocks that were just written. Blocks of the sink need none;
@@ -602,7 +602,7 @@ fn compress(config: &PackConfig, work: &Work, state: &mut State, layer: usize, s
                 pool,
                 rope: &config.rope,
             };
-            merge_tokens(&merge, &mut state.store.layer_mut(layer)?)?;
+            merge_tokens::run(&merge, &mut state.store.layer_mut(layer)?)?;
         }
     }
     sum_mid(config, work, state, layer, streams)
@@ -616,5 +616,5 @@ fn sum_mid(config: &PackConfig, work: &Work, state: &mut State, layer: usize, st
         rows: work.rows.view().narrow(0, 0, streams)?,
         tokens: config.mid_tokens().0,
     };
-    sum_keys(&sum, &mut state.key_sums.view_mut().select(0, layer)?)
+    select_blocks::run_sum_keys(&sum, &mut state.key_sums.view_mut().select(0, layer)?)
 }

@@ -68,6 +68,11 @@ impl Check<'_> {
         )
     }
 
+    /// Something to work on.
+    pub fn some(&self, argument: &'static str, holds: bool) -> Result<()> {
+        self.ensure(holds, argument, "at least one element", "an empty one")
+    }
+
     /// One of these dtypes; `names` lists them.
     pub fn dtype(&self, argument: &'static str, got: DType, taken: &[DType], names: &'static str) -> Result<()> {
         if taken.contains(&got) {

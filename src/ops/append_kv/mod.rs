@@ -130,7 +130,7 @@ struct Shape {
 ///
 /// # Errors
 ///
-/// Shapes, dtypes or devices that do not agree; `q_out` without `q` or the reverse; a rope of another
+/// No token; shapes, dtypes or devices that do not agree; `q_out` without `q` or the reverse; a rope of another
 /// head dim; a lattice of another number of tokens or with positions that are not finite; an eps that
 /// is negative or not finite; page lists that are too few, too short or of a larger pool; on host
 /// devices a page that is listed twice. Where kernels run: a head dim above 128, heads and rows that
@@ -138,6 +138,13 @@ struct Shape {
 /// 128 in bf16, 64 in f32), more than 65,535 streams. Nothing has been written then. Later: whatever
 /// the device reports.
 pub fn append_kv(args: &AppendKv<'_>, q_out: Option<&mut ViewMut<'_>>, kv: &mut KvPagesMut<'_>) -> Result<()> {
+    let device = args.k.device();
+    Check { op: OP, device }.some("k", args.k.elements() > 0)?;
+    run(args, q_out, kv)
+}
+
+/// [`append_kv`], where no token is none too few.
+pub(crate) fn run(args: &AppendKv<'_>, q_out: Option<&mut ViewMut<'_>>, kv: &mut KvPagesMut<'_>) -> Result<()> {
     let shape = checked(args, q_out.as_deref(), kv)?;
     if shape.streams == 0 || shape.tokens == 0 {
         return Ok(());

@@ -91,10 +91,17 @@ pub(crate) struct Shape {
 ///
 /// # Errors
 ///
-/// Shapes, dtypes or devices that do not agree; a head dim other than the rope's; a context for fewer
+/// No query; shapes, dtypes or devices that do not agree; a head dim other than the rope's; a context for fewer
 /// streams, for a larger pool or for pages of another size; a scale that is not finite; what the
 /// device does not take (above); whatever the device reports.
 pub fn attention(args: &Attention<'_>, out: &mut ViewMut<'_>, lse: Option<&mut ViewMut<'_>>) -> Result<()> {
+    let device = args.q.device();
+    Check { op: OP, device }.some("q", args.q.elements() > 0)?;
+    run(args, out, lse)
+}
+
+/// [`attention`], where no query is none too few.
+pub(crate) fn run(args: &Attention<'_>, out: &mut ViewMut<'_>, lse: Option<&mut ViewMut<'_>>) -> Result<()> {
     let shape = check(args, out, lse.as_deref())?;
     if shape.streams * shape.tokens * shape.q_heads == 0 {
         return Ok(());

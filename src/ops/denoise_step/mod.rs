@@ -192,9 +192,7 @@ pub fn denoise_step(args: &DenoiseStep<'_>, outputs: &mut [ViewMut<'_>]) -> Resu
         device,
     };
     let plan = check_arguments(&check, args, outputs)?;
-    if plan.elements() == 0 {
-        return Ok(());
-    }
+    check.some("outputs", plan.elements() > 0)?;
     match device.kind() {
         DeviceKind::Cpu => cpu::denoise_step(args, &plan, outputs),
         _ => gpu::denoise_step(args, &plan, outputs)?,

@@ -144,6 +144,13 @@ impl Shape {
 /// boundaries, cell extents above `8192 / dim` (64 for 128), more than 65,535 blocks. Nothing has been
 /// written then. Later: whatever the device reports.
 pub fn merge_tokens(args: &MergeTokens<'_>, kv: &mut KvPagesMut<'_>) -> Result<()> {
+    let device = kv.k.device();
+    Check { op: OP, device }.some("source", args.source.streams() > 0)?;
+    run(args, kv)
+}
+
+/// [`merge_tokens`], where no block is none too few.
+pub(crate) fn run(args: &MergeTokens<'_>, kv: &mut KvPagesMut<'_>) -> Result<()> {
     let shape = checked(args, kv)?;
     if shape.batch == 0 {
         return Ok(());

@@ -68,6 +68,16 @@ pub struct SumKeys<'a> {
 /// Shapes, dtypes and devices that do not fit together; pages that do not hold `tokens`; kernels
 /// take a head dim of at most 256.
 pub fn sum_keys(args: &SumKeys<'_>, sums: &mut ViewMut<'_>) -> Result<()> {
+    let check = Check {
+        op: "sum_keys",
+        device: args.rows.device(),
+    };
+    check.some("rows", args.rows.elements() > 0)?;
+    run_sum_keys(args, sums)
+}
+
+/// [`sum_keys`], where no block is none too few.
+pub(crate) fn run_sum_keys(args: &SumKeys<'_>, sums: &mut ViewMut<'_>) -> Result<()> {
     const OP: &str = "sum_keys";
     let pool = PageShape::of(OP, &args.kv)?;
     let device = args.kv.k.device().clone();
@@ -237,6 +247,20 @@ impl SelectBlocks<'_> {
 /// pages hold; frames or a bias that is not a number. At most 8,192 candidates and 1,024 chosen
 /// blocks a stream, a head dim of at most 256, `kv_heads * dim` of at most 8,192.
 pub fn select_blocks(args: &mut SelectBlocks<'_>, chosen: &mut ViewMut<'_>, context: &mut Context) -> Result<()> {
+    let check = Check {
+        op: "select_blocks",
+        device: args.counts.device(),
+    };
+    check.some("counts", args.counts.elements() > 0)?;
+    run_select_blocks(args, chosen, context)
+}
+
+/// [`select_blocks`], where no stream is none too few.
+pub(crate) fn run_select_blocks(
+    args: &mut SelectBlocks<'_>,
+    chosen: &mut ViewMut<'_>,
+    context: &mut Context,
+) -> Result<()> {
     let device = context.device().clone();
     let check = Check {
         op: "select_blocks",
