@@ -242,9 +242,6 @@ fn slices_of_the_caller(device: &Device) {
 }
 
 fn raw_addresses(device: &Device) {
-    if !device.is_host() {
-        return;
-    }
     let mut data: Vec<i32> = (0..12).collect();
     let address = data.as_mut_ptr() as u64;
     let view = |address: u64, dtype: DType, shape: &[usize], strides: &[usize]| {
@@ -598,7 +595,7 @@ fn main() -> std::process::ExitCode {
         .on_devices("rounding", rounding)
         .on_devices("making_tensors", making_tensors)
         .on_devices("slices_of_the_caller", slices_of_the_caller)
-        .on_devices("raw_addresses", raw_addresses)
+        .on(&["cpu", "simt"], "raw_addresses", raw_addresses)
         .on_devices("page_lists", page_lists)
         .on_devices("contexts", contexts)
         .on_devices("device_identity", device_identity)

@@ -140,12 +140,12 @@ impl Comparison {
             packed(Compression::Mean),
         ];
         let full_range = self.history.footage().clip.full_range();
-        let mut pictures = Vec::new();
-        for context in &contexts {
+        let mut picture = |context: &_| -> Result<Picture> {
             let out = self.history.attend(frame, context)?.out.to_vec::<f32>()?;
-            pictures.push(project::picture(&out, self.grid, full_range));
-        }
-        Ok(pictures.try_into().expect("three contexts make three pictures"))
+            Ok(project::picture(&out, self.grid, full_range))
+        };
+        let [kept, whole, merged] = &contexts;
+        Ok([picture(kept)?, picture(whole)?, picture(merged)?])
     }
 
     /// Blocks whole and at their true distance.

@@ -5,7 +5,7 @@
 //! any number of times under its own rotation. So only different blocks are kept, and of those no
 //! more than fit into a fixed amount of memory; what is missing is read from the clip again.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use packforcing::ops::append_kv::{AppendKv, Lattice, append_kv};
 use packforcing::ops::attention::{Attention, attention};
 use packforcing::ops::merge_states::{State, merge_states};
@@ -139,7 +139,7 @@ impl History {
     pub fn queries(&mut self, block: usize) -> Result<Vec<f32>> {
         self.hold(&[block])?;
         let tokens = self.footage.block(block)?;
-        let pages = self.pages(block, Form::Whole);
+        let pages = self.pages(block, Form::Whole)?;
         let mut rotated = vec![0.0; tokens.qk.len()];
         self.append(&tokens, pages, Some(&mut rotated))?;
         Ok(rotated)
@@ -152,7 +152,9 @@ impl History {
         for some in blocks.chunks(self.slots.len()) {
             self.hold(some)?;
             for &block in some {
-                let held = self.slots[self.slot(block)].as_ref().expect("it is held");
+                let Some(held) = &self.slots[self.slot(block)?] else {
+                    continue; // `slot` names none that is empty
+                };
                 for (scores, sums) in scores.iter_mut().zip(&held.sums) {
                     scores.push(query_sum.iter().zip(sums).map(|(q, &k)| q * f64::from(k)).sum());
                 }
@@ -175,7 +177,7 @@ impl History {
                 .iter()
                 .filter(|(block, ..)| part.binary_search(&(block % period)).is_ok())
                 .map(|&(block, form, distance)| self.segment(block, form, distance))
-                .collect();
+                .collect::<Result<_>>()?;
             let attended = self.attend_held(queries, segments)?;
             all = Some(match all {
                 None => attended,
@@ -236,28 +238,29 @@ impl History {
         }
     }
 
-    fn segment(&self, block: usize, form: Form, distance: usize) -> Segment {
+    fn segment(&self, block: usize, form: Form, distance: usize) -> Result<Segment> {
         let tokens = match form {
             Form::Whole => self.grid.tokens().0,
             Form::Merged => self.pool.output(self.grid).tokens().0,
         };
         let cell: usize = self.pool.cell.iter().product();
-        Segment {
+        Ok(Segment {
             rotation: distance as f32,
             key_bias: if form == Form::Merged { (cell as f32).ln() } else { 0.0 },
-            ..Segment::new(self.pages(block, form), tokens)
-        }
+            ..Segment::new(self.pages(block, form)?, tokens)
+        })
     }
 
     /// Where a block that is held lies.
-    fn slot(&self, block: usize) -> usize {
+    fn slot(&self, block: usize) -> Result<usize> {
         let block = block % self.footage.period();
         let is_it = |held: &Option<Held>| held.as_ref().is_some_and(|held| held.block == block);
-        self.slots.iter().position(is_it).expect("the block is held")
+        let slot = self.slots.iter().position(is_it);
+        slot.with_context(|| format!("block {block} is not in the comparison's memory"))
     }
 
-    fn pages(&self, block: usize, form: Form) -> Vec<u32> {
-        self.pages_of_slot(self.slot(block), form)
+    fn pages(&self, block: usize, form: Form) -> Result<Vec<u32>> {
+        Ok(self.pages_of_slot(self.slot(block)?, form))
     }
 
     fn pages_of_slot(&self, slot: usize, form: Form) -> Vec<u32> {
@@ -285,13 +288,10 @@ impl History {
                 continue;
             }
             let age = |held: &Option<Held>| held.as_ref().map_or(0, |held| held.last_used);
-            let slot = (0..self.slots.len())
-                .min_by_key(|&slot| age(&self.slots[slot]))
-                .expect("there are slots");
-            debug_assert!(
-                age(&self.slots[slot]) < self.clock,
-                "more blocks at once than there is room for"
-            );
+            let oldest = (0..self.slots.len()).min_by_key(|&slot| age(&self.slots[slot]));
+            let slot = oldest
+                .filter(|&slot| age(&self.slots[slot]) < self.clock)
+                .context("the comparison holds more blocks at once than it has room for")?;
             self.slots[slot] = None;
             let sums = self.load(block, slot)?;
             self.slots[slot] = Some(Held {
