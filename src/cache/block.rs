@@ -34,18 +34,18 @@ pub struct Qkv<'a> {
 /// The next block of a batch of streams. Dropped uncommitted, it leaves no trace.
 #[must_use = "a block that is dropped uncommitted leaves no trace"]
 pub struct Block<'a> {
-    pool: Arc<Inner>,
-    streams: Vec<&'a mut Stream>,
+    pub(super) pool: Arc<Inner>,
+    pub(super) streams: Vec<&'a mut Stream>,
     reserved: Vec<Reserved>,
     /// Always there; taken only when the block drops.
     work: Option<Box<Work>>,
-    policy: Policy,
+    pub(super) policy: Policy,
     /// For each choice, whether it was made.
-    chosen: Vec<bool>,
+    pub(super) chosen: Vec<bool>,
     /// For each layer, whether the commit pass attended.
-    committed: Vec<bool>,
+    pub(super) committed: Vec<bool>,
     /// For each layer, whether its compressed tokens were handed in.
-    handed_in: Vec<bool>,
+    pub(super) handed_in: Vec<bool>,
 }
 
 impl<'a> Block<'a> {

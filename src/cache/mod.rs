@@ -50,6 +50,7 @@
 
 mod block;
 mod config;
+mod graph;
 mod pool;
 mod single;
 mod timeline;
@@ -58,6 +59,7 @@ mod work;
 pub use crate::ops::merge_tokens::{MeanPool, Remainder};
 pub use block::{Block, Pass, Qkv};
 pub use config::{CacheBytes, Compression, Heads, PackConfig, PackConfigBuilder, Policy, Selection};
+pub use graph::BlockGraph;
 pub use pool::{PagePool, Stream};
 pub use single::PackedKvCache;
 pub use timeline::Place;

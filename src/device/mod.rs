@@ -3,6 +3,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod graph;
 mod memory;
 #[cfg(feature = "simt")]
 mod simt;
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 
 #[cfg(feature = "cuda")]
 pub use cuda::CudaDevice;
+pub use graph::Graph;
 
 /// Which of the three kinds a [`Device`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -267,8 +269,9 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`Error::DeviceLost`] with a fault of an earlier launch.
+    /// [`Error::DeviceLost`] with a fault of an earlier launch; [`Error::Order`] inside of a capture.
     pub fn synchronize(&self) -> Result<()> {
+        self.not_capturing("Device::synchronize")?;
         match &self.0 {
             Backend::Cpu => Ok(()),
             #[cfg(feature = "simt")]
@@ -287,6 +290,7 @@ impl Device {
     pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
         #[cfg(feature = "cuda")]
         if let Backend::Cuda(cuda) = &self.0 {
+            self.not_capturing("Device::time")?;
             return cuda.time(work);
         }
         self.synchronize()?;
@@ -309,6 +313,7 @@ impl Device {
 
     /// Zeroed memory.
     pub(crate) fn allocate(&self, bytes: usize) -> Result<Memory> {
+        self.not_capturing("an allocation")?;
         match &self.0 {
             #[cfg(feature = "cuda")]
             Backend::Cuda(cuda) => cuda.allocate(bytes).map(Memory::Cuda),
@@ -324,6 +329,7 @@ impl Device {
         if from.is_empty() {
             return Ok(());
         }
+        self.not_capturing("a copy to the device")?;
         match &self.0 {
             #[cfg(feature = "cuda")]
             Backend::Cuda(cuda) => cuda.upload(to, from),

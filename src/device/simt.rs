@@ -1,8 +1,8 @@
 //! The SIMT device: launches go to the kernels' CPU build (`kernels/simt/`).
 
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::{AsyncCopies, KernelParams, Launch, SimtOptions, Span};
 use crate::error::{Error, Result};
@@ -14,6 +14,55 @@ pub(crate) struct Simt {
     fault: OnceLock<String>,
     /// Whether the fault was reported.
     lost: AtomicBool,
+    /// The launches of a capture that is under way.
+    recording: Mutex<Option<Vec<Recorded>>>,
+}
+
+/// A launch with its argument struct as bytes, to be made now or later.
+pub(crate) struct Recorded {
+    kernel: CString,
+    grid: [u32; 3],
+    threads: u32,
+    shared: u32,
+    params: Params,
+    spans: Vec<CSpan>,
+}
+
+/// An argument struct, kept where its alignment is met.
+struct Params {
+    words: Vec<u64>,
+    bytes: usize,
+}
+
+impl Params {
+    fn of<P: KernelParams>(params: &P) -> Params {
+        const { assert!(align_of::<P>() <= align_of::<u64>()) };
+        let bytes = bytemuck::bytes_of(params);
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Params {
+            words,
+            bytes: bytes.len(),
+        }
+    }
+}
+
+impl Recorded {
+    fn of<P: KernelParams>(launch: &Launch<'_, P>) -> Result<Recorded, String> {
+        let spans = launch.memory.iter().filter(|s| s.bytes > 0).map(CSpan::of);
+        Ok(Recorded {
+            kernel: CString::new(launch.kernel).map_err(|e| e.to_string())?,
+            grid: launch.grid.map(|n| n as u32),
+            threads: launch.threads as u32,
+            shared: launch.shared as u32,
+            params: Params::of(launch.params),
+            spans: spans.collect(),
+        })
+    }
+
+    fn name(&self) -> String {
+        self.kernel.to_string_lossy().into_owned()
+    }
 }
 
 /// `SimtSpan` of `kernels/simt/simt.h`.
@@ -23,6 +72,17 @@ struct CSpan {
     bytes: u64,
     writable: u32,
     reserved: u32,
+}
+
+impl CSpan {
+    fn of(span: &Span) -> CSpan {
+        CSpan {
+            address: span.address,
+            bytes: span.bytes,
+            writable: span.writable.into(),
+            reserved: 0,
+        }
+    }
 }
 
 /// `SimtOptions` of `kernels/simt/simt.h`.
@@ -83,6 +143,7 @@ impl Simt {
             launches: AtomicU64::new(0),
             fault: OnceLock::new(),
             lost: AtomicBool::new(false),
+            recording: Mutex::new(None),
         })
     }
 
@@ -109,6 +170,20 @@ impl Simt {
 
     pub fn launch<P: KernelParams>(&self, launch: &Launch<'_, P>) -> Result<()> {
         self.alive()?;
+        let launch = Recorded::of(launch).map_err(|report| Error::Simt {
+            kernel: launch.kernel.to_string(),
+            report,
+        })?;
+        if let Some(recording) = self.recording().as_mut() {
+            recording.push(launch);
+            return Ok(());
+        }
+        self.replay(&launch)
+    }
+
+    /// Makes a launch.
+    pub fn replay(&self, launch: &Recorded) -> Result<()> {
+        self.alive()?;
         if self.fault.get().is_some() {
             return Ok(());
         }
@@ -120,35 +195,35 @@ impl Simt {
         };
         match result {
             Err(report) if self.options.deferred_faults => {
-                self.fault.get_or_init(|| format!("{}: {report}", launch.kernel));
+                self.fault.get_or_init(|| format!("{}: {report}", launch.name()));
                 Ok(())
             }
             other => other.map_err(|report| Error::Simt {
-                kernel: launch.kernel.to_string(),
+                kernel: launch.name(),
                 report,
             }),
         }
     }
 
-    fn run<P: KernelParams>(&self, launch: &Launch<'_, P>, number: u64) -> Result<(), String> {
-        let kernel = CString::new(launch.kernel).map_err(|e| e.to_string())?;
-        let spans: Vec<CSpan> = launch
-            .memory
-            .iter()
-            .filter(|s| s.bytes > 0)
-            .map(
-                |&Span {
-                     address,
-                     bytes,
-                     writable,
-                 }| CSpan {
-                    address,
-                    bytes,
-                    writable: writable.into(),
-                    reserved: 0,
-                },
-            )
-            .collect();
+    fn recording(&self) -> MutexGuard<'_, Option<Vec<Recorded>>> {
+        self.recording.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn capturing(&self) -> bool {
+        self.recording().is_some()
+    }
+
+    pub fn begin_capture(&self) -> Result<()> {
+        self.alive()?;
+        *self.recording() = Some(Vec::new());
+        Ok(())
+    }
+
+    pub fn end_capture(&self) -> Vec<Recorded> {
+        self.recording().take().unwrap_or_default()
+    }
+
+    fn run(&self, launch: &Recorded, number: u64) -> Result<(), String> {
         let options = COptions {
             // Another schedule for every launch, the same ones for the same seed.
             seed: self
@@ -164,21 +239,20 @@ impl Simt {
             threads: self.options.threads as u32,
             reserved: 0,
         };
-        let grid = launch.grid.map(|n| n as u32);
         let mut report = [0u8; 4096];
         // SAFETY: the pointers are to live values of the lengths given, `params` is the struct that
         // the named kernel takes (its size is checked on the other side), and every span is memory
-        // that a view of this launch borrows.
+        // that a view of this launch borrows, or that the caller of `Graph::launch` answers for.
         let code = unsafe {
             simt_launch(
-                kernel.as_ptr(),
-                std::ptr::from_ref(launch.params).cast(),
-                size_of::<P>(),
-                grid.as_ptr(),
-                launch.threads as u32,
-                launch.shared as u32,
-                spans.as_ptr(),
-                spans.len(),
+                launch.kernel.as_ptr(),
+                launch.params.words.as_ptr().cast(),
+                launch.params.bytes,
+                launch.grid.as_ptr(),
+                launch.threads,
+                launch.shared,
+                launch.spans.as_ptr(),
+                launch.spans.len(),
                 &options,
                 report.as_mut_ptr().cast(),
                 report.len(),

@@ -1,5 +1,8 @@
 //! CUDA: contexts, modules and launches by cudarc.
 
+mod graph;
+mod staging;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -11,6 +14,9 @@ use cudarc::driver::{
     DeviceRepr, DeviceSlice, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop, result, sys,
 };
 use cudarc::nvrtc::Ptx;
+
+pub(crate) use graph::CudaGraph;
+use staging::Staging;
 
 use super::{Device, KernelParams, Launch};
 use crate::dtype::Element;
@@ -40,6 +46,8 @@ pub struct CudaDevice {
     reads_pageable: bool,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, CudaFunction>>,
+    /// Made at the first copy that wants it.
+    staging: Mutex<Option<Staging>>,
     /// Set by the first fault that a card reports late.
     lost: OnceLock<String>,
 }
@@ -151,6 +159,7 @@ impl CudaDevice {
             reads_pageable,
             modules: Mutex::default(),
             functions: Mutex::default(),
+            staging: Mutex::default(),
             lost: OnceLock::new(),
         };
         // One module tells whether the driver takes what nvcc made.
@@ -251,6 +260,9 @@ impl CudaDevice {
 
     pub(super) fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         self.bind()?;
+        if Staging::takes(from.len()) {
+            return self.upload_staged(to, from);
+        }
         // SAFETY: the range lies in a writable view of this device; `from` has been read before this
         // returns, by the driver's staging or by the wait below.
         let copied = unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) };
@@ -259,6 +271,18 @@ impl CudaDevice {
             true => Ok(()),
             false => self.wait(),
         }
+    }
+
+    fn upload_staged(&self, to: u64, from: &[u8]) -> Result<()> {
+        let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
+        let ready = match staging.take() {
+            Some(ready) => ready,
+            None => self.check("pinned memory", Staging::new(self.stream.clone()))?,
+        };
+        let ready = staging.insert(ready);
+        // SAFETY: the range lies in a writable view of this device, and the bytes are few enough.
+        let copied = unsafe { ready.upload(to, from) };
+        self.check("a copy to the device", copied)
     }
 
     /// Whether a copy out of `host` is staged, so that the driver has read it when the call

@@ -1,0 +1,52 @@
+//! Capture of the device's stream, and CUDA graphs.
+
+use std::sync::Mutex;
+
+use cudarc::driver::{self, sys};
+
+use super::{CudaDevice, IMAGES};
+use crate::error::{Error, Result};
+
+/// A graph that can be launched from any thread, one at a time.
+pub(crate) struct CudaGraph(Mutex<Exclusive>);
+
+struct Exclusive(driver::CudaGraph);
+
+// SAFETY: the driver's graph objects belong to no thread; calls on one of them must not overlap, and
+// the mutex around this is the only way to it.
+unsafe impl Send for Exclusive {}
+
+impl CudaDevice {
+    pub(in crate::device) fn begin_capture(&self) -> Result<()> {
+        self.bind()?;
+        // Loading a module is not for the inside of a capture.
+        for image in IMAGES {
+            self.module(image)?;
+        }
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.check("beginning a capture", self.stream.begin_capture(mode))
+    }
+
+    pub(in crate::device) fn capturing(&self) -> Result<bool> {
+        self.bind()?;
+        let status = self.check("asking for a capture", self.stream.capture_status())?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    pub(in crate::device) fn end_capture(&self) -> Result<CudaGraph> {
+        self.bind()?;
+        let flags = sys::CUgraphInstantiate_flags(0);
+        let graph = self.check("ending a capture", self.stream.end_capture(flags))?;
+        let graph = graph.ok_or_else(|| Error::Order {
+            op: "Device::capture",
+            reason: "the capture was ended inside of it".into(),
+        })?;
+        Ok(CudaGraph(Mutex::new(Exclusive(graph))))
+    }
+
+    pub(in crate::device) fn launch_graph(&self, graph: &CudaGraph) -> Result<()> {
+        self.bind()?;
+        let graph = graph.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.check("the launch of a graph", graph.0.launch())
+    }
+}
