@@ -46,6 +46,13 @@ pub struct Panel {
     pub label: fn(f64) -> String,
 }
 
+/// A rectangle of a map, from and to along both axes.
+pub struct Rectangle {
+    pub x: (f64, f64),
+    pub y: (f64, f64),
+    pub color: RGBColor,
+}
+
 /// What stands beside the panels: lines of text, each behind the line it explains.
 pub type Legend = Vec<(Option<Style>, String)>;
 
@@ -65,6 +72,71 @@ pub fn draw(panels: &[Panel], legend: &Legend, width: usize, height: usize) -> R
         }
     }
     Ok(image)
+}
+
+/// Draws rectangles, the last on top, over two axes from 0 to `end`; the legend in the upper left.
+pub fn map(
+    title: &str,
+    axes: [&str; 2],
+    end: f64,
+    rectangles: &[Rectangle],
+    legend: &[(RGBColor, &str)],
+    (width, height): (usize, usize),
+) -> Result<Image> {
+    let mut image = Image::white(width, height);
+    draw_map(title, axes, end, rectangles, legend, &area(&mut image)).map_err(|e| anyhow!("{title}: {e}"))?;
+    Ok(image)
+}
+
+/// A moment as an axis says it, without zeros behind the point.
+fn seconds(x: f64) -> String {
+    format!("{}", (x * 100.0).round() / 100.0)
+}
+
+fn draw_map(
+    title: &str,
+    axes: [&str; 2],
+    end: f64,
+    rectangles: &[Rectangle],
+    legend: &[(RGBColor, &str)],
+    place: &Area<'_>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    place.draw(&Text::new(title.to_string(), (16, 12), font(19)))?;
+    let mut chart = ChartBuilder::on(place)
+        .margin_top(44)
+        .margin_right(24)
+        .margin_bottom(6)
+        .margin_left(12)
+        .x_label_area_size(42)
+        .y_label_area_size(80)
+        .build_cartesian_2d(0.0..end, 0.0..end)?;
+    chart
+        .configure_mesh()
+        .disable_mesh()
+        .axis_style(INK)
+        .x_labels(7)
+        .y_labels(7)
+        .x_desc(axes[0])
+        .y_desc(axes[1])
+        .x_label_formatter(&|x| seconds(*x))
+        .y_label_formatter(&|y| seconds(*y))
+        .label_style(font(15))
+        .axis_desc_style(font(15))
+        .draw()?;
+    let cells = rectangles.iter();
+    chart.draw_series(
+        cells.map(|r| plotters::element::Rectangle::new([(r.x.0, r.y.0), (r.x.1, r.y.1)], r.color.filled())),
+    )?;
+    for (row, (color, text)) in legend.iter().enumerate() {
+        let y = 74 + 27 * row as i32;
+        place.draw(&plotters::element::Rectangle::new(
+            [(124, y - 8), (140, y + 8)],
+            color.filled(),
+        ))?;
+        let anchored = font(16).pos(Pos::new(HPos::Left, VPos::Center));
+        place.draw(&Text::new((*text).to_string(), (152, y), anchored))?;
+    }
+    Ok(())
 }
 
 /// Writes a text into a picture, its upper left corner at (x, y).
@@ -118,7 +190,7 @@ fn draw_panel(panel: &Panel, place: &Area<'_>) -> Result<(), Box<dyn std::error:
                 .y_labels(6)
                 .x_desc(&panel.x)
                 .y_label_formatter(&|y| (panel.label)(*y))
-                .x_label_formatter(&|x| format!("{}", (x * 100.0).round() / 100.0))
+                .x_label_formatter(&|x| seconds(*x))
                 .label_style(font(15))
                 .axis_desc_style(font(15))
                 .draw()?;

@@ -181,8 +181,8 @@ fn a_seed_makes_the_same_report_and_whole_files() {
         .map(|e| e.unwrap().file_name())
         .collect();
     names.sort();
-    assert_eq!(names, ["chart.png", "memory.png", "report.json"]);
-    for name in ["chart.png", "memory.png"] {
+    assert_eq!(names, ["cache.png", "chart.png", "memory.png", "report.json"]);
+    for name in ["cache.png", "chart.png", "memory.png"] {
         let bytes = fs::read(folder.path("a").join(name)).unwrap();
         let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
         let mut rgb = vec![0; reader.output_buffer_size().unwrap()];

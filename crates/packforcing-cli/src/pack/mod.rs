@@ -2,6 +2,7 @@
 
 mod compare;
 mod history;
+mod past;
 mod project;
 mod random;
 mod show;
@@ -23,6 +24,7 @@ use crate::output;
 use crate::report::{Report, peak_rss_bytes};
 use compare::{Comparison, Recalled};
 use history::{Footage, History};
+use past::Past;
 use project::{DIM, HEADS, Tokens};
 use random::Random;
 
@@ -70,7 +72,7 @@ pub struct Options {
     /// Blocks that are compared with the full history, spread over the video
     #[arg(long, value_name = "N", default_value_t = 12)]
     samples: usize,
-    /// Writes report.json, chart.png and memory.png into this folder
+    /// Writes report.json, chart.png, cache.png and memory.png into this folder
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -195,7 +197,7 @@ pub fn run(options: &Options) -> Result<()> {
         write(folder, &session, &config, &report)?;
         writeln!(
             stdout,
-            "\nwrote report.json, chart.png and memory.png into {}",
+            "\nwrote report.json, chart.png, cache.png and memory.png into {}",
             folder.display()
         )?;
     }
@@ -217,6 +219,7 @@ struct Session {
     steps: Vec<Step>,
     samples: Vec<crate::report::Sample>,
     recalled: Vec<Recalled>,
+    past: Past,
 }
 
 impl Session {
@@ -249,6 +252,7 @@ impl Session {
             steps: Vec::new(),
             samples: Vec::new(),
             recalled: Vec::new(),
+            past: Past::of(blocks),
         })
     }
 
@@ -256,7 +260,9 @@ impl Session {
     fn step(&mut self, block: usize) -> Result<()> {
         let tokens = self.footage.block(block)?;
         let places = self.video.timeline();
-        let step = self.advance(&tokens).with_context(|| format!("block {block}"))?;
+        let step = self
+            .advance(&tokens, &places)
+            .with_context(|| format!("block {block}"))?;
         self.steps.push(step);
         if self.sampled.contains(&block) {
             let out = self.out.to_f32_vec()?;
@@ -270,7 +276,7 @@ impl Session {
     }
 
     /// Both passes over a block, which takes its place in the history.
-    fn advance(&mut self, tokens: &Tokens) -> Result<Step> {
+    fn advance(&mut self, tokens: &Tokens, places: &[(usize, Place)]) -> Result<Step> {
         let shape = shape(self.pool.config().block());
         let dtype = self.pool.config().dtype();
         let qk = Tensor::from_f32(&self.device, dtype, &tokens.qk, &shape)?;
@@ -285,11 +291,15 @@ impl Session {
         pass.attend(0, qk.clone(), qk.clone(), v.clone(), &mut self.out.view_mut())?;
         let mut pass = block.commit_pass()?;
         pass.attend(0, qk.clone(), qk, v, &mut self.out.view_mut())?;
+        self.device.synchronize()?;
+        let attended = begun.elapsed();
+        self.past.look(&block, places)?;
+        let begun = Instant::now();
         block.commit()?;
         self.device.synchronize()?;
         Ok(Step {
             context_tokens,
-            ms: begun.elapsed().as_secs_f32() * 1e3,
+            ms: (attended + begun.elapsed()).as_secs_f32() * 1e3,
         })
     }
 
@@ -455,6 +465,8 @@ fn write(folder: &Path, session: &Session, config: &PackConfig, report: &Report)
         "chart.png",
         &show::chart(report, &session.steps, config)?.png()?,
     )?;
+    let seconds_of_block = FRAMES as f64 / report.frames_per_second;
+    output::write(folder, "cache.png", &session.past.draw(seconds_of_block)?.png()?)?;
     output::write(
         folder,
         "memory.png",
