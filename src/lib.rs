@@ -100,7 +100,10 @@ pub use units::{Blocks, Frames, Grid, Pages, Tokens};
 #[cfg(feature = "cuda")]
 pub use cudarc;
 
-/// The README's example is a test too.
+/// The README's example and the guide's are tests too.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/linking.md")]
+struct Linking;
