@@ -1,0 +1,675 @@
+//! `match_tokens` and `unmerge_tokens` against their f64 reference, on every device.
+mod common;
+
+use common::{Errors, Rng, rounded, widen};
+use packforcing::ops::append_kv::reference::positions;
+use packforcing::ops::match_tokens::{
+    Destinations, MatchTokens, Matching, Merges, Metric, Mode, SoftMatch, UnmergeTokens, match_tokens, reference,
+    unmerge_tokens,
+};
+use packforcing::ops::merge_tokens::reference::turn;
+use packforcing::paging::{KvPagesMut, PageLists};
+use packforcing::{DType, Device, DeviceKind, Error, Grid, Result, Rope3d, Tensor};
+
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+/// Values stay below 8 or so: a few roundings of f32, where the plain result is exact by chance.
+const FLOOR: f64 = 2e-6;
+
+/// What the slot bias is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Bias {
+    /// Not there.
+    None,
+    /// Written alone.
+    Out,
+    /// Read as log sizes, and written.
+    InOut,
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    dtype: DType,
+    batch: usize,
+    grid: Grid,
+    how: SoftMatch,
+    merges: Merges,
+    heads: usize,
+    rope: Rope3d,
+    page_tokens: usize,
+    bias: Bias,
+    /// A slot of NaN after each page of the pool.
+    margins: bool,
+}
+
+impl Case {
+    fn new(dtype: DType, grid: [usize; 3], cell: [usize; 3], heads: usize, dim: usize, page_tokens: usize) -> Case {
+        Case {
+            dtype,
+            batch: 1,
+            grid: grid_of(grid),
+            how: SoftMatch::strided(cell),
+            merges: Merges::Top(usize::MAX),
+            heads,
+            rope: Rope3d::wan(dim),
+            page_tokens,
+            bias: Bias::Out,
+            margins: false,
+        }
+    }
+
+    /// Rows and columns turn nothing, and there is one frame: stored keys are the keys.
+    fn without_turns(mut self) -> Case {
+        assert_eq!(self.grid.frames, 1);
+        self.rope = Rope3d::new([self.dim() / 2, 0, 0], 10_000.0).expect("pairs");
+        self
+    }
+
+    fn dim(&self) -> usize {
+        self.rope.dim()
+    }
+
+    fn width(&self) -> usize {
+        self.heads * self.dim()
+    }
+
+    fn tokens(&self) -> usize {
+        self.grid.tokens().0
+    }
+
+    fn maps(&self) -> usize {
+        match self.how.metric {
+            Metric::PerHead => self.heads,
+            Metric::MeanOverHeads => 1,
+        }
+    }
+
+    fn destinations(&self) -> Vec<usize> {
+        self.how.destinations.tokens(self.grid)
+    }
+
+    fn chosen(&self) -> reference::Chosen {
+        match self.merges {
+            Merges::Top(n) => reference::Chosen::Top(n),
+            Merges::Above(threshold) => reference::Chosen::Above(threshold.into()),
+        }
+    }
+
+    /// Merged tokens that there is room for.
+    fn capacity(&self) -> usize {
+        match self.merges {
+            Merges::Top(n) => self.tokens() - n.min(self.tokens() - self.destinations().len()),
+            Merges::Above(_) => self.tokens(),
+        }
+    }
+
+    /// Pages of a source block and of a merged one.
+    fn pages(&self) -> [usize; 2] {
+        [self.tokens(), self.capacity()].map(|n| n.div_ceil(self.page_tokens))
+    }
+
+    /// One page more than is used.
+    fn pool_pages(&self) -> usize {
+        self.batch * self.pages().iter().sum::<usize>() + 1
+    }
+
+    fn slots(&self) -> usize {
+        self.page_tokens + usize::from(self.margins)
+    }
+
+    /// Positions of all tokens.
+    fn places(&self) -> Vec<[f64; 3]> {
+        positions(self.grid.extents(), [0.0; 3], [1.0; 3], 0.0)
+    }
+}
+
+fn grid_of([frames, rows, cols]: [usize; 3]) -> Grid {
+    Grid { frames, rows, cols }
+}
+
+/// Keys and values of the blocks, `[batch, tokens, heads, dim]`, their log sizes, `[batch, tokens, heads]`,
+/// and where they lie.
+#[derive(Clone)]
+struct Inputs {
+    k: Vec<f32>,
+    v: Vec<f32>,
+    log_sizes: Vec<f32>,
+    source: Vec<Vec<u32>>,
+    dest: Vec<Vec<u32>>,
+}
+
+impl Inputs {
+    fn random(case: &Case, rng: &mut Rng) -> Inputs {
+        let n = case.batch * case.tokens() * case.width();
+        let mut pages: Vec<u32> = (0..case.pool_pages() as u32).collect();
+        rng.shuffle(&mut pages);
+        let mut pages = pages.into_iter();
+        let mut lists = |length: usize| (0..case.batch).map(|_| pages.by_ref().take(length).collect()).collect();
+        let [source, dest] = case.pages();
+        Inputs {
+            source: lists(source),
+            dest: lists(dest),
+            k: rounded(case.dtype, &rng.normals(n)),
+            v: rounded(case.dtype, &rng.normals(n)),
+            log_sizes: (0..n / case.dim()).map(|_| (rng.below(1..9) as f32).ln()).collect(),
+        }
+    }
+
+    /// `[batch, tokens, heads, n]` in the source pages; NaN everywhere else, in the slots after the
+    /// tokens too.
+    fn paged(&self, case: &Case, rows: &[f32], n: usize) -> Vec<f32> {
+        let mut pages = vec![f32::NAN; case.pool_pages() * case.slots() * case.heads * n];
+        for (rows, list) in rows.chunks_exact(case.tokens() * case.heads * n).zip(&self.source) {
+            for (i, row) in rows.chunks_exact(case.heads * n).enumerate() {
+                for (head, x) in row.chunks_exact(n).enumerate() {
+                    pages[slot(case, list, i, head) * n..][..n].copy_from_slice(x);
+                }
+            }
+        }
+        pages
+    }
+}
+
+/// The slot of token `i` of a list in the pool.
+fn slot(case: &Case, list: &[u32], i: usize, head: usize) -> usize {
+    let page = list[i / case.page_tokens] as usize;
+    (page * case.heads + head) * case.slots() + i % case.page_tokens
+}
+
+struct Call {
+    case: Case,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    source: PageLists,
+    dest: PageLists,
+    matching: Matching,
+}
+
+impl Call {
+    fn new(device: &Device, case: &Case, inputs: &Inputs) -> Call {
+        let shape = [case.pool_pages(), case.heads, case.slots(), case.dim()];
+        let pages = |rows: &[f32]| {
+            Tensor::from_f32(device, case.dtype, &inputs.paged(case, rows, case.dim()), &shape).expect("a pool")
+        };
+        let lists = |lists| PageLists::from_host(device, case.pool_pages(), lists).expect("lists");
+        let bias = match case.bias {
+            Bias::InOut => inputs.paged(case, &inputs.log_sizes, 1),
+            _ => vec![f32::NAN; shape[..3].iter().product()],
+        };
+        let room = (case.batch, case.heads);
+        let matching = Matching::new(device, case.how, case.grid, &case.rope, room).expect("a matching");
+        assert_eq!(
+            matching.bytes(),
+            Matching::bytes_of(case.how, case.grid, &case.rope, room)
+        );
+        Call {
+            k: pages(&inputs.k),
+            v: pages(&inputs.v),
+            bias: Tensor::from_slice(device, &bias, &shape[..3]).expect("a tensor"),
+            source: lists(&inputs.source),
+            dest: lists(&inputs.dest),
+            matching,
+            case: case.clone(),
+        }
+    }
+
+    fn run(&mut self) -> Result<()> {
+        self.run_with(|_| {})
+    }
+
+    /// The call, with its arguments changed first.
+    fn run_with<'a>(&'a mut self, change: impl FnOnce(&mut MatchTokens<'a>)) -> Result<()> {
+        let case = &self.case;
+        let mut args = MatchTokens {
+            source: &self.source,
+            dest: &self.dest,
+            merges: case.merges,
+            weighted: case.bias == Bias::InOut,
+        };
+        change(&mut args);
+        let mut kv = KvPagesMut {
+            k: self.k.view_mut().narrow(2, 0, case.page_tokens)?,
+            v: self.v.view_mut().narrow(2, 0, case.page_tokens)?,
+            slot_bias: match case.bias {
+                Bias::None => None,
+                _ => Some(self.bias.view_mut().narrow(2, 0, case.page_tokens)?),
+            },
+        };
+        match_tokens(&args, &mut self.matching, &mut kv)
+    }
+
+    /// The whole pool: keys, values, bias.
+    fn pools(&self) -> [Vec<f32>; 3] {
+        [&self.k, &self.v, &self.bias].map(|t| t.to_f32_vec().expect("a download"))
+    }
+
+    fn bits(&self) -> Vec<u32> {
+        self.pools().concat().iter().map(|x| x.to_bits()).collect()
+    }
+}
+
+/// What a matching says, `[batch, maps, ...]`.
+#[derive(Debug, Clone, PartialEq)]
+struct Found {
+    map: Vec<i32>,
+    counts: Vec<i32>,
+    nearest: Vec<i32>,
+    similarity: Vec<f32>,
+}
+
+/// Merged rows of all blocks, `[batch, capacity, width]`, and their log sizes, `[batch, capacity, heads]`.
+struct Merged {
+    k: Vec<f32>,
+    v: Vec<f32>,
+    bias: Vec<f32>,
+    found: Found,
+}
+
+impl Merged {
+    fn bits(&self) -> Vec<u32> {
+        let rows = self
+            .k
+            .iter()
+            .chain(&self.v)
+            .chain(&self.bias)
+            .chain(&self.found.similarity);
+        let found = self
+            .found
+            .map
+            .iter()
+            .chain(&self.found.counts)
+            .chain(&self.found.nearest);
+        rows.map(|x| x.to_bits()).chain(found.map(|&i| i as u32)).collect()
+    }
+}
+
+/// Runs a case; checks that the sources and everything else outside the dest pages are as they were, and
+/// that slots past the counts weigh nothing; gives what was written.
+fn run(device: &Device, case: &Case, inputs: &Inputs) -> Merged {
+    let mut call = Call::new(device, case, inputs);
+    let before = call.pools();
+    call.run().unwrap_or_else(|e| panic!("{case:?}: {e}"));
+    let [mut k, mut v, mut bias] = call.pools();
+    let found = Found {
+        map: call.matching.map().to_vec().expect("a download"),
+        counts: call.matching.counts().to_vec().expect("a download"),
+        nearest: call.matching.nearest().to_vec().expect("a download"),
+        similarity: call.matching.similarity().to_vec().expect("a download"),
+    };
+    let (capacity, dim) = (case.capacity(), case.dim());
+    let mut merged = Merged {
+        k: vec![],
+        v: vec![],
+        bias: vec![],
+        found,
+    };
+    for (block, list) in inputs.dest.iter().enumerate() {
+        for i in 0..list.len() * case.page_tokens {
+            for head in 0..case.heads {
+                let of_head = block * case.maps() + head % case.maps();
+                let used = i < merged.found.counts[of_head] as usize;
+                let at = slot(case, list, i, head);
+                for (pool, rows) in [(&mut k, &mut merged.k), (&mut v, &mut merged.v)] {
+                    let row = &mut pool[at * dim..][..dim];
+                    if !used {
+                        assert_eq!(row, vec![0.0; dim], "past the count of {case:?}");
+                    }
+                    if i < capacity {
+                        rows.extend_from_slice(row);
+                    }
+                    row.fill(f32::NAN);
+                }
+                let log_size = std::mem::replace(&mut bias[at], f32::NAN);
+                match case.bias {
+                    Bias::None => assert!(log_size.is_nan()),
+                    _ if !used => assert_eq!(log_size, f32::NEG_INFINITY, "past the count of {case:?}"),
+                    _ => assert!(log_size.is_finite(), "{log_size}"),
+                }
+                if i < capacity && case.bias != Bias::None {
+                    merged.bias.push(log_size);
+                }
+            }
+        }
+    }
+    // With the dest pages poisoned again, nothing differs from before.
+    for (after, before) in [k, v, bias].iter_mut().zip(&before) {
+        let same = after
+            .iter()
+            .zip(before)
+            .all(|(a, b)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()));
+        assert!(same, "something outside the dest pages has changed: {case:?}");
+    }
+    merged
+}
+
+/// How far a device's cosines are from those of its keys: the kernels round keys of 16 bits once more when
+/// they turn them back (each vector moves by a unit at most, and the cosine by the sum of both), and then
+/// there are as many roundings of f32 as numbers of a head.
+fn tolerance(device: &Device, dtype: DType) -> f64 {
+    let unit = match (device.kind(), dtype) {
+        (DeviceKind::Cpu, _) | (_, DType::F32) => 0.0,
+        (_, DType::F16) => 0.5f64.powi(11),
+        _ => 0.5f64.powi(8),
+    };
+    2.0 * unit + 1e-5
+}
+
+/// The rows of one head of one block: `[tokens, dim]` of `[batch, tokens, heads, dim]`.
+fn of_head(case: &Case, x: &[f32], tokens: usize, n: usize, (block, head): (usize, usize)) -> Vec<f32> {
+    let block = &x[block * tokens * case.heads * n..][..tokens * case.heads * n];
+    let rows = block.chunks_exact(case.heads * n);
+    rows.flat_map(|row| row[head * n..][..n].to_vec()).collect()
+}
+
+/// Keys turned back, in f64: `[batch, tokens, heads, dim]`.
+fn keys_turned_back(case: &Case, k: &[f32]) -> Vec<f64> {
+    let mut keys = widen(k);
+    let places = case.places().repeat(case.batch);
+    turn(
+        &mut keys,
+        case.heads,
+        case.rope.pairs(),
+        case.rope.theta(),
+        &places,
+        -1.0,
+    );
+    keys
+}
+
+/// The plain implementation of the mean, in f32: turn back, add up, divide, turn to the centroid, round.
+/// `x`: `[tokens, dim]` of one head.
+fn plain(case: &Case, x: &[f32], sizes: &[f32], map: &[usize], keys: bool) -> Vec<f32> {
+    let dim = case.dim();
+    let turn = |x: &mut [f32], place: [f64; 3], sign: f64| {
+        for (pair, xy) in x.chunks_exact_mut(2).enumerate() {
+            let angle = sign * place[case.rope.axis(pair)] * case.rope.frequency(pair);
+            let (sin, cos) = (angle.sin() as f32, angle.cos() as f32);
+            (xy[0], xy[1]) = (xy[0] * cos - xy[1] * sin, xy[0] * sin + xy[1] * cos);
+        }
+    };
+    let count = map.iter().max().map_or(0, |last| last + 1);
+    let (mut sums, mut totals) = (vec![0.0f32; count * dim], vec![0.0f32; count]);
+    let mut centroids = vec![[0.0f64; 3]; count];
+    for ((i, &to), place) in map.iter().enumerate().zip(case.places()) {
+        let mut row = x[i * dim..][..dim].to_vec();
+        if keys {
+            turn(&mut row, place, -1.0);
+        }
+        let sum = sums[to * dim..][..dim].iter_mut();
+        sum.zip(&row).for_each(|(sum, x)| *sum += sizes[i] * x);
+        totals[to] += sizes[i];
+        (0..3).for_each(|a| centroids[to][a] += f64::from(sizes[i]) * place[a]);
+    }
+    for ((sum, total), place) in sums.chunks_exact_mut(dim).zip(&totals).zip(&centroids) {
+        sum.iter_mut().for_each(|x| *x /= total);
+        if keys {
+            turn(sum, place.map(|x| x / f64::from(*total)), 1.0);
+        }
+    }
+    rounded(case.dtype, &sums)
+}
+
+/// Runs a case and holds it against the reference: the choice must be the best for the device's own
+/// similarities, these must be right, and so must be what is merged.
+fn check(device: &Device, case: &Case, inputs: &Inputs) -> Merged {
+    let got = run(device, case, inputs);
+    let (tokens, dim, capacity) = (case.tokens(), case.dim(), case.capacity());
+    let destinations = case.destinations();
+    let keys = keys_turned_back(case, &inputs.k);
+    let tolerance = tolerance(device, case.dtype);
+    for block in 0..case.batch {
+        let keys = &keys[block * tokens * case.width()..][..tokens * case.width()];
+        let rows = destinations
+            .iter()
+            .flat_map(|&i| &keys[i * case.width()..][..case.width()]);
+        let rows: Vec<f64> = rows.copied().collect();
+        let mut cosines = reference::cosines(keys, &rows, case.heads, dim);
+        if case.maps() == 1 {
+            cosines = reference::mean_over_heads(&cosines, case.heads);
+        }
+        for map in 0..case.maps() {
+            let at = (block * case.maps() + map) * tokens;
+            let nearest: Vec<usize> = got.found.nearest[at..][..tokens].iter().map(|&i| i as usize).collect();
+            let similarity = &got.found.similarity[at..][..tokens];
+            for (i, scores) in cosines[map * tokens * destinations.len()..]
+                .chunks_exact(destinations.len())
+                .take(tokens)
+                .enumerate()
+            {
+                if destinations.contains(&i) {
+                    assert_eq!((nearest[i], similarity[i]), (i, f32::INFINITY), "{case:?}");
+                    continue;
+                }
+                let own = destinations.binary_search(&nearest[i]).expect("a destination");
+                let best = scores[reference::best(scores)];
+                assert!(
+                    (f64::from(similarity[i]) - scores[own]).abs() <= tolerance
+                        && scores[own] >= best - 2.0 * tolerance,
+                    "token {i} is {} like {}: truly {}, and {best} at best; {case:?}",
+                    similarity[i],
+                    nearest[i],
+                    scores[own],
+                );
+            }
+            let merging = reference::merging(&widen(similarity), &destinations, case.chosen());
+            let truth = reference::map(&merging, &nearest);
+            let found: Vec<usize> = got.found.map[at..][..tokens].iter().map(|&i| i as usize).collect();
+            assert_eq!(found, truth, "{case:?}");
+            let count = merging.iter().filter(|&&merges| !merges).count();
+            assert_eq!(got.found.counts[block * case.maps() + map] as usize, count);
+        }
+        for head in 0..case.heads {
+            let at = (block * case.maps() + head % case.maps()) * tokens;
+            let map: Vec<usize> = got.found.map[at..][..tokens].iter().map(|&i| i as usize).collect();
+            let count = map.iter().max().expect("a token") + 1;
+            let place = (block, head);
+            let sizes = match case.bias {
+                Bias::InOut => of_head(case, &inputs.log_sizes, tokens, 1, place),
+                _ => vec![0.0; tokens],
+            };
+            let sizes: Vec<f32> = sizes.iter().map(|x| x.exp()).collect();
+            let [k, v] = [&inputs.k, &inputs.v].map(|x| of_head(case, x, tokens, dim, place));
+            let [got_k, got_v] = [&got.k, &got.v].map(|x| of_head(case, x, capacity, dim, place));
+            let wide = widen(&sizes);
+            if case.bias != Bias::None {
+                let bias = of_head(case, &got.bias, capacity, 1, place);
+                for (bias, size) in bias.iter().zip(reference::sum_sizes(&wide, &map)) {
+                    assert!(
+                        (f64::from(*bias) - size.ln()).abs() <= 2e-6,
+                        "{bias} for {size}: {case:?}"
+                    );
+                }
+            }
+            // A token alone, or a destination that replaces, is as it was.
+            let nearest = &got.found.nearest[at..][..tokens];
+            for m in 0..count {
+                let members: Vec<usize> = (0..tokens).filter(|&i| map[i] == m).collect();
+                let stays = match (members.len(), case.how.mode) {
+                    (1, _) => members[0],
+                    (_, Mode::Replace) => nearest[members[0]] as usize,
+                    _ => continue,
+                };
+                for (got, x) in [(&got_k, &k), (&got_v, &v)] {
+                    assert_eq!(got[m * dim..][..dim], x[stays * dim..][..dim], "{case:?}");
+                }
+            }
+            if case.how.mode == Mode::Replace {
+                continue;
+            }
+            let truth = reference::merge(&widen(&v), &wide, &map, dim);
+            let by_plain = Errors::of(&plain(case, &v, &sizes, &map, false), &truth);
+            Errors::of(&got_v[..count * dim], &truth).within(by_plain, FLOOR);
+
+            let keys: Vec<f64> = (0..tokens)
+                .flat_map(|i| keys[(i * case.heads + head) * dim..][..dim].to_vec())
+                .collect();
+            let mut truth = reference::merge(&keys, &wide, &map, dim);
+            let centroids = reference::merge(&case.places().concat(), &wide, &map, 3);
+            let centroids: Vec<[f64; 3]> = centroids.chunks_exact(3).map(|c| [c[0], c[1], c[2]]).collect();
+            turn(&mut truth, 1, case.rope.pairs(), case.rope.theta(), &centroids, 1.0);
+            let by_plain = Errors::of(&plain(case, &k, &sizes, &map, true), &truth);
+            Errors::of(&got_k[..count * dim], &truth).within(by_plain, FLOOR);
+        }
+    }
+    got
+}
+
+fn against_reference(device: &Device) {
+    let mut rng = Rng::new("against_reference");
+    for dtype in FLOATS {
+        let case = Case::new(dtype, [2, 6, 9], [2, 2, 4], 2, 128, 16);
+        let cases = [
+            case.clone(),
+            Case {
+                merges: Merges::Top(40),
+                bias: Bias::InOut,
+                margins: true,
+                batch: 2,
+                ..case.clone()
+            },
+            Case {
+                merges: Merges::Above(0.1),
+                how: SoftMatch {
+                    metric: Metric::MeanOverHeads,
+                    ..case.how
+                },
+                ..case.clone()
+            },
+            Case {
+                how: SoftMatch {
+                    mode: Mode::Replace,
+                    destinations: Destinations::Random {
+                        cell: [1, 2, 3],
+                        seed: rng.bits(),
+                    },
+                    ..case.how
+                },
+                merges: Merges::Above(0.05),
+                bias: Bias::InOut,
+                ..case.clone()
+            },
+            // More destinations than a tile has, more sources than a tile has, more than one wave of threads.
+            Case {
+                how: SoftMatch {
+                    destinations: Destinations::Frames(0b01),
+                    ..case.how
+                },
+                ..Case::new(dtype, [2, 11, 13], [1, 1, 1], 1, 64, 96)
+            },
+            // An odd number of heads, a head dim that is no whole tile.
+            Case::new(dtype, [2, 3, 5], [1, 3, 2], 3, 40, 7),
+            Case::new(dtype, [1, 9, 9], [1, 3, 3], 1, 96, 5),
+        ];
+        for case in &cases {
+            check(device, case, &Inputs::random(case, &mut rng));
+        }
+    }
+}
+
+/// The reference and every device against tomesd, merge and unmerge. It puts the sources that stay first,
+/// the most alike first, and then the destinations as an unstable sort left them; here all lie in the order
+/// of the grid.
+fn golden_tomesd(golden: &common::Golden) {
+    let devices = [Device::cpu()];
+    let mut found = 0;
+    for json in golden.cases("merge_tokens") {
+        let Some(number) = json["case"].as_u64() else { continue };
+        found += 1;
+        let n = |name: &str| json[name].as_u64().expect("a number") as usize;
+        let stride: [usize; 2] = std::array::from_fn(|i| json["stride"][i].as_u64().expect("a number") as usize);
+        let tensor = |name: &str| golden.tensor("merge_tokens.safetensors", &format!("{number}.{name}"));
+        let ((metric, shape), (x, x_shape)) = (tensor("metric"), tensor("x"));
+        let ((merged, _), (unmerged, _)) = (tensor("merged"), tensor("unmerged"));
+        let (tokens, dim, width) = (shape[1], shape[2], x_shape[2]);
+        assert_eq!(tokens, n("height") * n("width"));
+        // `stride` is (across, down); all cases have it square.
+        assert_eq!(stride[0], stride[1]);
+        let case = Case {
+            merges: Merges::Top(n("r")),
+            ..Case::new(
+                DType::F32,
+                [1, n("height"), n("width")],
+                [1, stride[0], stride[1]],
+                1,
+                dim,
+                12,
+            )
+            .without_turns()
+        };
+        let destinations = case.destinations();
+        assert_eq!(case.capacity(), n("merged_tokens"));
+
+        // The reference, and the order of tomesd's rows.
+        let rows: Vec<f64> = destinations
+            .iter()
+            .flat_map(|&i| &metric[i * dim..][..dim])
+            .copied()
+            .collect();
+        let cosines = reference::cosines(&metric, &rows, 1, dim);
+        let best = |i: usize| reference::best(&cosines[i * destinations.len()..][..destinations.len()]);
+        let is_destination = |i: &usize| destinations.contains(i);
+        let nearest: Vec<usize> = (0..tokens)
+            .map(|i| if is_destination(&i) { i } else { destinations[best(i)] })
+            .collect();
+        let similarity: Vec<f64> = (0..tokens).map(|i| cosines[i * destinations.len() + best(i)]).collect();
+        let merging = reference::merging(&similarity, &destinations, case.chosen());
+        let map = reference::map(&merging, &nearest);
+        // They are f32, and so are the sums behind them.
+        let close = |a: f64, b: f64| (a - b).abs() < 2e-6 * b.abs().max(1.0);
+        let alike = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(&a, &b)| close(a, b));
+        let ours = reference::merge(&x, &vec![1.0; tokens], &map, width);
+        let spread = reference::unmerge(&ours, &map, width);
+        assert!(alike(&spread, &unmerged), "case {number}: unmerged");
+        let mut stay: Vec<usize> = (0..tokens).filter(|i| !merging[*i] && !is_destination(i)).collect();
+        stay.sort_by(|&i, &j| similarity[j].total_cmp(&similarity[i]));
+        let mut rest: Vec<usize> = destinations.clone();
+        for (i, row) in merged.chunks_exact(width).enumerate() {
+            let is_row = |token: usize| alike(&ours[map[token] * width..][..width], row);
+            match stay.get(i) {
+                Some(&token) => assert!(is_row(token), "case {number}: row {i}"),
+                None => {
+                    let at = rest.iter().position(|&token| is_row(token));
+                    rest.swap_remove(at.unwrap_or_else(|| panic!("case {number}: row {i} is no destination's")));
+                }
+            }
+        }
+        assert!(rest.is_empty());
+
+        // The devices: the metric as keys, `x` as the first numbers of the values.
+        let mut inputs = Inputs::random(&case, &mut Rng::new("golden"));
+        inputs.k = metric.iter().map(|&x| x as f32).collect();
+        inputs.v = vec![0.0; tokens * dim];
+        for (row, x) in inputs.v.chunks_exact_mut(dim).zip(x.chunks_exact(width)) {
+            row.iter_mut().zip(x).for_each(|(to, &x)| *to = x as f32);
+        }
+        for device in &devices {
+            let got = run(device, &case, &inputs);
+            let found: Vec<usize> = got.found.map.iter().map(|&i| i as usize).collect();
+            assert_eq!(found, map, "case {number} on {device}");
+            for (got, ours) in got.v.chunks_exact(dim).zip(ours.chunks_exact(width)) {
+                assert!(got.iter().zip(ours).all(|(&a, &b)| close(a.into(), b)));
+                assert!(got[width..].iter().all(|&x| x == 0.0));
+            }
+            let x = Tensor::from_slice(device, &got.v, &[1, case.capacity(), 1, dim]).expect("a tensor");
+            let map = Tensor::from_slice(device, &got.found.map, &[1, 1, tokens]).expect("a tensor");
+            let mut out = Tensor::zeros(device, DType::F32, &[1, tokens, 1, dim]).expect("a tensor");
+            let args = UnmergeTokens {
+                x: x.view(),
+                map: map.view(),
+            };
+            unmerge_tokens(&args, &mut out.view_mut()).expect("an unmerge");
+            let out = out.to_vec::<f32>().expect("a download");
+            for (got, truth) in out.chunks_exact(dim).zip(unmerged.chunks_exact(width)) {
+                assert!(got.iter().zip(truth).all(|(&a, &b)| close(a.into(), b)));
+            }
+        }
+    }
+    assert_eq!(found, 3, "cases of matching");
+}
+
+fn main() -> std::process::ExitCode {
+    common::Suite::new()
+        .on(&["cpu"], "against_reference", against_reference)
+        .golden("tomesd", golden_tomesd)
+        .run()
+}
