@@ -421,6 +421,8 @@ kernel_params!(
     MergeStatesParams,
     AppendKvParams,
     MergeTokensParams,
+    MatchTokensParams,
+    UnmergeTokensParams,
     SumTokensParams,
     SumKeysParams,
     ScoreBlocksParams,

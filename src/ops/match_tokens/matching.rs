@@ -56,7 +56,7 @@ impl Destinations {
                 let inside = seed.map_or(0, |seed| {
                     let counter = [i as u32, (i as u64 >> 32) as u32, 0, 0];
                     let word = philox(counter, [seed as u32, (seed >> 32) as u32])[0];
-                    (u64::from(word) * cell.iter().product::<usize>() as u64 >> 32) as usize
+                    ((u64::from(word) * cell.iter().product::<usize>() as u64) >> 32) as usize
                 });
                 let first = [i / (along[1] * along[2]), i / along[2] % along[1], i % along[2]];
                 let offset = [
