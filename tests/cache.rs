@@ -443,6 +443,27 @@ fn main() -> ExitCode {
         }
     });
 
+    suite.on_devices("matched_blocks_are_chosen_as_whole_ones_are", |device| {
+        let dtype = dtypes(device)[0];
+        let chosen = [Compression::None, Compression::matching([2, 2, 2])].map(|compression| {
+            let config = builder()
+                .dtype(dtype)
+                .compression(compression)
+                .build()
+                .expect("it fits");
+            let pool = pool(device, &config);
+            let mut stream = pool.stream().expect("the device is there");
+            let mut rng = Rng::new("chosen as whole");
+            let mut chosen = Vec::new();
+            for _ in 0..9 {
+                let layers: Vec<Input> = (0..LAYERS).map(|_| Input::random(&mut rng, dtype)).collect();
+                chosen.push(step(&pool, &mut [&mut stream], &layers).1);
+            }
+            chosen
+        });
+        assert_eq!(chosen[0], chosen[1]);
+    });
+
     suite.on_devices("whole_history_is_the_models", |device| {
         let builder = builder().compression(Compression::None);
         follows_the_model(device, "whole", dtypes(device)[0], builder, None);

@@ -620,13 +620,20 @@ fn compress(config: &PackConfig, work: &mut Work, state: &mut State, layer: usiz
     sum_mid(config, work, state, layer, streams)
 }
 
-/// Sums the keys of the blocks' compressed forms, for their scores.
+/// Sums the keys of the blocks' compressed forms, for their scores. Tokens that were merged by likeness stand
+/// for very different numbers of tokens; of these blocks the whole form is summed, which still is there.
 fn sum_mid(config: &PackConfig, work: &Work, state: &mut State, layer: usize, streams: usize) -> Result<()> {
     let sum = SumKeys {
         kv: state.store.layer(layer)?,
-        pages: if config.compresses() { &work.mid } else { &work.current },
+        pages: match config.compression {
+            Compression::None | Compression::Match { .. } => &work.current,
+            Compression::Mean(_) | Compression::External(_) => &work.mid,
+        },
         rows: work.rows.view().narrow(0, 0, streams)?,
-        tokens: config.mid_tokens().0,
+        tokens: match config.compression {
+            Compression::Match { .. } => config.block_tokens().0,
+            _ => config.mid_tokens().0,
+        },
     };
     select_blocks::run_sum_keys(&sum, &mut state.key_sums.view_mut().select(0, layer)?)
 }

@@ -29,7 +29,8 @@ pub enum Compression {
     /// Its cached keys and values are mean-pooled.
     Mean(MeanPool),
     /// Its tokens merge into those of it that are most like them ([`crate::ops::match_tokens`]). As many are
-    /// left of every block; they have log sizes of their own, in every layer.
+    /// left of every block; they have log sizes of their own, in every layer. Blocks are scored by the keys that
+    /// they had before.
     Match {
         /// Into which, by what, and to what.
         how: SoftMatch,
