@@ -151,7 +151,7 @@ impl Inputs {
             dest: lists(dest),
             k: rounded(case.dtype, &rng.normals(n)),
             v: rounded(case.dtype, &rng.normals(n)),
-            log_sizes: (0..n / case.dim()).map(|_| (rng.below(1..9) as f32).ln()).collect(),
+            log_sizes: (0..n / case.dim()).map(|_| (2.2 * rng.uniform()) as f32).collect(),
         }
     }
 
@@ -481,7 +481,8 @@ fn check(device: &Device, case: &Case, inputs: &Inputs) -> Merged {
                     );
                 }
             }
-            // A token alone, or a destination that replaces, is as it was.
+            // A token alone, or a destination that replaces, is as it was; alone, its size too.
+            let log_sizes = of_head(case, &inputs.log_sizes, tokens, 1, place);
             let nearest = &got.found.nearest[at..][..tokens];
             for m in 0..count {
                 let members: Vec<usize> = (0..tokens).filter(|&i| map[i] == m).collect();
@@ -490,6 +491,10 @@ fn check(device: &Device, case: &Case, inputs: &Inputs) -> Merged {
                     (_, Mode::Replace) => nearest[members[0]] as usize,
                     _ => continue,
                 };
+                if members.len() == 1 && case.bias == Bias::InOut {
+                    let bias = of_head(case, &got.bias, capacity, 1, place);
+                    assert_eq!(bias[m].to_bits(), log_sizes[stays].to_bits(), "{case:?}");
+                }
                 for (got, x) in [(&got_k, &k), (&got_v, &v)] {
                     assert_eq!(got[m * dim..][..dim], x[stays * dim..][..dim], "{case:?}");
                 }
