@@ -135,6 +135,56 @@ typedef struct MergeTokensParams {
   int32_t reserved;
 } MergeTokensParams;
 
+/* Of all kernels of a matching. A map is a head of a block, or a block where heads are matched together. */
+typedef struct MatchTokensParams {
+  uint64_t k_pages;      /* T [pages, kv_heads, page_tokens, dim], read and written */
+  uint64_t v_pages;      /* T [pages, kv_heads, page_tokens, dim], read and written */
+  uint64_t slot_bias;    /* f32 [pages, kv_heads, page_tokens]: log sizes out, and in if `weighted`; or 0 */
+  uint64_t source;       /* i32 [batch, source_pages] */
+  uint64_t dest;         /* i32 [batch, dest_pages] */
+  uint64_t destinations; /* i32 [destination_count], ascending */
+  uint64_t turns;        /* f32 [sum over axes of extent * pairs, 2]: cosine and sine by place and pair */
+  uint64_t nearest;      /* i32 [batch, maps, tokens] */
+  uint64_t similarity;   /* f32 [batch, maps, tokens] */
+  uint64_t map;          /* i32 [batch, maps, tokens] */
+  uint64_t counts;       /* i32 [batch, maps] */
+  uint64_t members;      /* i32 [batch, maps, tokens] */
+  uint64_t starts;       /* i32 [batch, maps, tokens + 1] */
+  int64_t k_page_strides[3];
+  int64_t v_page_strides[3];
+  int64_t bias_strides[2]; /* page, head */
+  RopeParams rope;
+  int32_t grid[3]; /* tokens of a block along time, row, column */
+  int32_t tokens;
+  int32_t destination_count;
+  int32_t kv_heads;
+  int32_t maps; /* of a block: kv_heads, or 1 */
+  int32_t dim;
+  int32_t page_tokens;
+  int32_t source_pages;
+  int32_t dest_pages;
+  int32_t top;     /* sources that merge; below 0: all whose similarity is at least `threshold` */
+  float threshold;
+  int32_t weighted;
+  int32_t replace; /* 1: destinations keep their own key and value */
+  int32_t reserved;
+} MatchTokensParams;
+
+typedef struct UnmergeTokensParams {
+  uint64_t x;   /* T [batch, merged, heads, dim] */
+  uint64_t map; /* i32 [batch, maps, tokens] */
+  uint64_t out; /* T [batch, tokens, heads, dim] */
+  int64_t x_strides[3];
+  int64_t map_strides[2];
+  int64_t out_strides[3];
+  int32_t tokens;
+  int32_t merged;
+  int32_t heads;
+  int32_t maps; /* heads, or 1 */
+  int32_t dim;
+  int32_t vectors; /* 1: rows of x and out are made of whole, aligned 16-byte vectors */
+} UnmergeTokensParams;
+
 /* Sums over tokens, in chunks of `chunk_tokens`. */
 typedef struct SumTokensParams {
   uint64_t x;    /* T [streams, tokens, heads, dim] */

@@ -265,6 +265,122 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct MatchTokensParams {
+    pub k_pages: u64,
+    pub v_pages: u64,
+    pub slot_bias: u64,
+    pub source: u64,
+    pub dest: u64,
+    pub destinations: u64,
+    pub turns: u64,
+    pub nearest: u64,
+    pub similarity: u64,
+    pub map: u64,
+    pub counts: u64,
+    pub members: u64,
+    pub starts: u64,
+    pub k_page_strides: [i64; 3usize],
+    pub v_page_strides: [i64; 3usize],
+    pub bias_strides: [i64; 2usize],
+    pub rope: RopeParams,
+    pub grid: [i32; 3usize],
+    pub tokens: i32,
+    pub destination_count: i32,
+    pub kv_heads: i32,
+    pub maps: i32,
+    pub dim: i32,
+    pub page_tokens: i32,
+    pub source_pages: i32,
+    pub dest_pages: i32,
+    pub top: i32,
+    pub threshold: f32,
+    pub weighted: i32,
+    pub replace: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MatchTokensParams"][::core::mem::size_of::<MatchTokensParams>() - 760usize];
+    ["Alignment of MatchTokensParams"][::core::mem::align_of::<MatchTokensParams>() - 8usize];
+    ["Offset of field: MatchTokensParams::k_pages"][::core::mem::offset_of!(MatchTokensParams, k_pages) - 0usize];
+    ["Offset of field: MatchTokensParams::v_pages"][::core::mem::offset_of!(MatchTokensParams, v_pages) - 8usize];
+    ["Offset of field: MatchTokensParams::slot_bias"][::core::mem::offset_of!(MatchTokensParams, slot_bias) - 16usize];
+    ["Offset of field: MatchTokensParams::source"][::core::mem::offset_of!(MatchTokensParams, source) - 24usize];
+    ["Offset of field: MatchTokensParams::dest"][::core::mem::offset_of!(MatchTokensParams, dest) - 32usize];
+    ["Offset of field: MatchTokensParams::destinations"]
+        [::core::mem::offset_of!(MatchTokensParams, destinations) - 40usize];
+    ["Offset of field: MatchTokensParams::turns"][::core::mem::offset_of!(MatchTokensParams, turns) - 48usize];
+    ["Offset of field: MatchTokensParams::nearest"][::core::mem::offset_of!(MatchTokensParams, nearest) - 56usize];
+    ["Offset of field: MatchTokensParams::similarity"]
+        [::core::mem::offset_of!(MatchTokensParams, similarity) - 64usize];
+    ["Offset of field: MatchTokensParams::map"][::core::mem::offset_of!(MatchTokensParams, map) - 72usize];
+    ["Offset of field: MatchTokensParams::counts"][::core::mem::offset_of!(MatchTokensParams, counts) - 80usize];
+    ["Offset of field: MatchTokensParams::members"][::core::mem::offset_of!(MatchTokensParams, members) - 88usize];
+    ["Offset of field: MatchTokensParams::starts"][::core::mem::offset_of!(MatchTokensParams, starts) - 96usize];
+    ["Offset of field: MatchTokensParams::k_page_strides"]
+        [::core::mem::offset_of!(MatchTokensParams, k_page_strides) - 104usize];
+    ["Offset of field: MatchTokensParams::v_page_strides"]
+        [::core::mem::offset_of!(MatchTokensParams, v_page_strides) - 128usize];
+    ["Offset of field: MatchTokensParams::bias_strides"]
+        [::core::mem::offset_of!(MatchTokensParams, bias_strides) - 152usize];
+    ["Offset of field: MatchTokensParams::rope"][::core::mem::offset_of!(MatchTokensParams, rope) - 168usize];
+    ["Offset of field: MatchTokensParams::grid"][::core::mem::offset_of!(MatchTokensParams, grid) - 696usize];
+    ["Offset of field: MatchTokensParams::tokens"][::core::mem::offset_of!(MatchTokensParams, tokens) - 708usize];
+    ["Offset of field: MatchTokensParams::destination_count"]
+        [::core::mem::offset_of!(MatchTokensParams, destination_count) - 712usize];
+    ["Offset of field: MatchTokensParams::kv_heads"][::core::mem::offset_of!(MatchTokensParams, kv_heads) - 716usize];
+    ["Offset of field: MatchTokensParams::maps"][::core::mem::offset_of!(MatchTokensParams, maps) - 720usize];
+    ["Offset of field: MatchTokensParams::dim"][::core::mem::offset_of!(MatchTokensParams, dim) - 724usize];
+    ["Offset of field: MatchTokensParams::page_tokens"]
+        [::core::mem::offset_of!(MatchTokensParams, page_tokens) - 728usize];
+    ["Offset of field: MatchTokensParams::source_pages"]
+        [::core::mem::offset_of!(MatchTokensParams, source_pages) - 732usize];
+    ["Offset of field: MatchTokensParams::dest_pages"]
+        [::core::mem::offset_of!(MatchTokensParams, dest_pages) - 736usize];
+    ["Offset of field: MatchTokensParams::top"][::core::mem::offset_of!(MatchTokensParams, top) - 740usize];
+    ["Offset of field: MatchTokensParams::threshold"][::core::mem::offset_of!(MatchTokensParams, threshold) - 744usize];
+    ["Offset of field: MatchTokensParams::weighted"][::core::mem::offset_of!(MatchTokensParams, weighted) - 748usize];
+    ["Offset of field: MatchTokensParams::replace"][::core::mem::offset_of!(MatchTokensParams, replace) - 752usize];
+    ["Offset of field: MatchTokensParams::reserved"][::core::mem::offset_of!(MatchTokensParams, reserved) - 756usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct UnmergeTokensParams {
+    pub x: u64,
+    pub map: u64,
+    pub out: u64,
+    pub x_strides: [i64; 3usize],
+    pub map_strides: [i64; 2usize],
+    pub out_strides: [i64; 3usize],
+    pub tokens: i32,
+    pub merged: i32,
+    pub heads: i32,
+    pub maps: i32,
+    pub dim: i32,
+    pub vectors: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of UnmergeTokensParams"][::core::mem::size_of::<UnmergeTokensParams>() - 112usize];
+    ["Alignment of UnmergeTokensParams"][::core::mem::align_of::<UnmergeTokensParams>() - 8usize];
+    ["Offset of field: UnmergeTokensParams::x"][::core::mem::offset_of!(UnmergeTokensParams, x) - 0usize];
+    ["Offset of field: UnmergeTokensParams::map"][::core::mem::offset_of!(UnmergeTokensParams, map) - 8usize];
+    ["Offset of field: UnmergeTokensParams::out"][::core::mem::offset_of!(UnmergeTokensParams, out) - 16usize];
+    ["Offset of field: UnmergeTokensParams::x_strides"]
+        [::core::mem::offset_of!(UnmergeTokensParams, x_strides) - 24usize];
+    ["Offset of field: UnmergeTokensParams::map_strides"]
+        [::core::mem::offset_of!(UnmergeTokensParams, map_strides) - 48usize];
+    ["Offset of field: UnmergeTokensParams::out_strides"]
+        [::core::mem::offset_of!(UnmergeTokensParams, out_strides) - 64usize];
+    ["Offset of field: UnmergeTokensParams::tokens"][::core::mem::offset_of!(UnmergeTokensParams, tokens) - 88usize];
+    ["Offset of field: UnmergeTokensParams::merged"][::core::mem::offset_of!(UnmergeTokensParams, merged) - 92usize];
+    ["Offset of field: UnmergeTokensParams::heads"][::core::mem::offset_of!(UnmergeTokensParams, heads) - 96usize];
+    ["Offset of field: UnmergeTokensParams::maps"][::core::mem::offset_of!(UnmergeTokensParams, maps) - 100usize];
+    ["Offset of field: UnmergeTokensParams::dim"][::core::mem::offset_of!(UnmergeTokensParams, dim) - 104usize];
+    ["Offset of field: UnmergeTokensParams::vectors"][::core::mem::offset_of!(UnmergeTokensParams, vectors) - 108usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct SumTokensParams {
     pub x: u64,
     pub sums: u64,

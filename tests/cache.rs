@@ -7,9 +7,10 @@ use std::process::ExitCode;
 
 use common::{Errors, Rng, Suite, widen};
 use packforcing::cache::{
-    Compression, Heads, MeanPool, PackConfig, PackConfigBuilder, PackedKvCache, PagePool, Place, Policy, Qkv,
-    Remainder, Selection, Stream,
+    Compression, Destinations, Heads, MeanPool, Metric, Mode, PackConfig, PackConfigBuilder, PackedKvCache, PagePool,
+    Place, Policy, Qkv, Remainder, Selection, SoftMatch, Stream,
 };
+use packforcing::ops::match_tokens::{Matching, reference as matching};
 use packforcing::{Blocks, DType, Device, DeviceKind, Error, Grid, Rope3d, SimtOptions, Tensor};
 
 const GRID: Grid = Grid {
@@ -79,6 +80,24 @@ impl Input {
         }
     }
 
+    /// With keys that leave no doubt about which destination a source is like: each is another one's with
+    /// noise. On sources of even index there is little of it, on the others more.
+    fn alike(mut self, rng: &mut Rng, how: SoftMatch) -> Input {
+        let destinations = how.destinations.tokens(GRID);
+        for token in (0..GRID.tokens().0).filter(|i| !destinations.contains(i)) {
+            for head in 0..HEADS.kv {
+                let like = destinations[rng.below(0..destinations.len())];
+                let noise = if token % 2 == 0 { 0.1 } else { 0.5 };
+                for d in 0..HEADS.dim {
+                    let at = |token: usize| (token * HEADS.kv + head) * HEADS.dim + d;
+                    self.k[at(token)] = self.k[at(like)] + noise * rng.normal() as f32;
+                }
+            }
+        }
+        self.k = common::rounded(self.dtype, &self.k);
+        self
+    }
+
     /// Several streams as one batch.
     fn batch(inputs: &[&Input]) -> Input {
         let all = |part: fn(&Input) -> &Vec<f32>| inputs.iter().flat_map(|i| part(i).clone()).collect();
@@ -135,12 +154,25 @@ fn step(pool: &PagePool, streams: &mut [&mut Stream], layers: &[Input]) -> (Vec<
     (outs, chosen)
 }
 
+/// What becomes of old blocks.
+#[derive(Clone, Copy)]
+enum Old {
+    Whole,
+    Pooled(MeanPool),
+    /// So many sources merge.
+    Matched(SoftMatch, usize),
+}
+
+impl From<Option<MeanPool>> for Old {
+    fn from(pool: Option<MeanPool>) -> Old {
+        pool.map_or(Old::Whole, Old::Pooled)
+    }
+}
+
 /// The model of one layer: every block's keys and values as they came. A sink of two blocks, one
 /// recent block.
-#[derive(Default)]
 struct Model {
-    /// `None`: old blocks stay whole.
-    pool: Option<MeanPool>,
+    old: Old,
     k: Vec<Vec<f64>>,
     v: Vec<Vec<f64>>,
 }
@@ -151,6 +183,25 @@ struct Key {
     k: Vec<f64>,
     v: Vec<f64>,
     bias: f64,
+}
+
+impl Key {
+    /// What stands for all of them.
+    fn mean(keys: &[&Key]) -> Key {
+        let n = keys.len() as f64;
+        let mean = |of: &dyn Fn(&Key) -> &[f64]| -> Vec<f64> {
+            (0..of(keys[0]).len())
+                .map(|d| keys.iter().map(|k| of(k)[d]).sum::<f64>() / n)
+                .collect()
+        };
+        let place = mean(&|k| &k.place);
+        Key {
+            place: [place[0], place[1], place[2]],
+            k: mean(&|k| &k.k),
+            v: mean(&|k| &k.v),
+            bias: n.ln(),
+        }
+    }
 }
 
 impl Model {
@@ -190,21 +241,35 @@ impl Model {
                 })
                 .map(|(_, key)| key)
                 .collect();
-            let n = inside.len() as f64;
-            let mean = |of: &dyn Fn(&Key) -> &[f64]| -> Vec<f64> {
-                (0..of(inside[0]).len())
-                    .map(|d| inside.iter().map(|k| of(k)[d]).sum::<f64>() / n)
-                    .collect()
-            };
-            let place = mean(&|k| &k.place);
-            keys.push(Key {
-                place: [place[0], place[1], place[2]],
-                k: mean(&|k| &k.k),
-                v: mean(&|k| &k.v),
-                bias: n.ln(),
-            });
+            keys.push(Key::mean(&inside));
         }
         keys
+    }
+
+    /// A block's tokens, merged into those that they are like, moved in time.
+    fn matched(&self, block: usize, time: f64, head: usize, how: SoftMatch, merged: usize) -> Vec<Key> {
+        let whole = self.whole(block, time, head);
+        let destinations = how.destinations.tokens(GRID);
+        let rows = |keys: &mut dyn Iterator<Item = &Key>| keys.flat_map(|key| key.k.clone()).collect::<Vec<f64>>();
+        let sources = rows(&mut whole.iter());
+        let cosines = matching::cosines(
+            &sources,
+            &rows(&mut destinations.iter().map(|&i| &whole[i])),
+            1,
+            HEADS.dim,
+        );
+        let best = cosines.chunks_exact(destinations.len()).map(|c| (matching::best(c), c));
+        let best: Vec<(usize, f64)> = best.map(|(j, c)| (destinations[j], c[j])).collect();
+        let similarity: Vec<f64> = best.iter().map(|b| b.1).collect();
+        let nearest: Vec<usize> = best.iter().map(|b| b.0).collect();
+        let merging = matching::merging(&similarity, &destinations, matching::Chosen::Top(merged));
+        let map = matching::map(&merging, &nearest);
+        (0..whole.len() - merged)
+            .map(|m| {
+                let members = whole.iter().zip(&map).filter(|(_, to)| **to == m);
+                Key::mean(&members.map(|(key, _)| key).collect::<Vec<_>>())
+            })
+            .collect()
     }
 
     /// Everything that a head of the newest block attends to, at its packed place. Time 0 is the
@@ -216,9 +281,10 @@ impl Model {
         // From the newest to the oldest, each right before the one after it.
         let mut blocks = vec![whole(newest)];
         blocks.extend((newest - recent..newest).rev().map(whole));
-        blocks.extend(chosen.iter().rev().map(|&block| match self.pool {
-            Some(pool) => self.pooled(block, 0.0, head, pool),
-            None => whole(block),
+        blocks.extend(chosen.iter().rev().map(|&block| match self.old {
+            Old::Pooled(pool) => self.pooled(block, 0.0, head, pool),
+            Old::Matched(how, merged) => self.matched(block, 0.0, head, how, merged),
+            Old::Whole => whole(block),
         }));
         blocks.extend((0..sink).rev().map(whole));
         for (distance, block) in blocks.iter_mut().enumerate() {
@@ -278,19 +344,25 @@ fn rotate(rope: &Rope3d, x: &mut [f64], place: [f64; 3]) {
 }
 
 /// Runs a stream beside the model and holds every layer of every block against it.
-fn follows_the_model(device: &Device, name: &str, dtype: DType, builder: PackConfigBuilder, pool: Option<MeanPool>) {
+fn follows_the_model(device: &Device, name: &str, dtype: DType, builder: PackConfigBuilder, old: impl Into<Old>) {
+    let old = old.into();
     let config = builder.dtype(dtype).build().expect("it fits");
     let pages = PagePool::new(device, &config).expect("there is memory");
     let mut stream = pages.stream().expect("the device is there");
     let mut models: Vec<Model> = (0..LAYERS)
         .map(|_| Model {
-            pool,
-            ..Model::default()
+            old,
+            k: vec![],
+            v: vec![],
         })
         .collect();
     let mut rng = Rng::new(name);
     for number in 0..9 {
-        let layers: Vec<Input> = (0..LAYERS).map(|_| Input::random(&mut rng, dtype)).collect();
+        let mut draw = || match (Input::random(&mut rng, dtype), old) {
+            (input, Old::Matched(how, _)) => input.alike(&mut rng, how),
+            (input, _) => input,
+        };
+        let layers: Vec<Input> = (0..LAYERS).map(|_| draw()).collect();
         let before = stream.timeline();
         let (outs, chosen) = step(&pages, &mut [&mut stream], &layers);
         for (layer, model) in models.iter_mut().enumerate() {
@@ -347,6 +419,49 @@ fn main() -> ExitCode {
         };
         let builder = builder().compression(Compression::Mean(cells));
         follows_the_model(device, "keep", dtypes(device)[0], builder, Some(cells));
+    });
+
+    suite.on_devices("matched_history_is_the_models", |device| {
+        let how = SoftMatch::strided([2, 2, 2]);
+        for &dtype in dtypes(device) {
+            let all = builder().compression(Compression::matching([2, 2, 2]));
+            follows_the_model(device, "match", dtype, all, Old::Matched(how, 36));
+            // 36 sources; those of even index are the more alike.
+            let destinations = how.destinations.tokens(GRID);
+            let even = (0..40).filter(|i| i % 2 == 0 && !destinations.contains(i)).count();
+            let some = builder().compression(Compression::Match {
+                how,
+                merged: Some(even),
+            });
+            follows_the_model(
+                device,
+                "match some",
+                dtype,
+                some.page_tokens(24),
+                Old::Matched(how, even),
+            );
+        }
+    });
+
+    suite.on_devices("matched_blocks_are_chosen_as_whole_ones_are", |device| {
+        let dtype = dtypes(device)[0];
+        let chosen = [Compression::None, Compression::matching([2, 2, 2])].map(|compression| {
+            let config = builder()
+                .dtype(dtype)
+                .compression(compression)
+                .build()
+                .expect("it fits");
+            let pool = pool(device, &config);
+            let mut stream = pool.stream().expect("the device is there");
+            let mut rng = Rng::new("chosen as whole");
+            let mut chosen = Vec::new();
+            for _ in 0..9 {
+                let layers: Vec<Input> = (0..LAYERS).map(|_| Input::random(&mut rng, dtype)).collect();
+                chosen.push(step(&pool, &mut [&mut stream], &layers).1);
+            }
+            chosen
+        });
+        assert_eq!(chosen[0], chosen[1]);
     });
 
     suite.on_devices("whole_history_is_the_models", |device| {
@@ -837,6 +952,23 @@ fn main() -> ExitCode {
         lost(pool.stream().map(drop));
     });
 
+    suite.plain("wan_480p_matched_in_numbers", || {
+        let matching = Compression::matching([2, 4, 4]);
+        let config = PackConfig::builder()
+            .compression(matching)
+            .build()
+            .expect("it is the paper's");
+        assert_eq!(config.mid_tokens().0, 182);
+        // Log sizes of every layer, and one matching.
+        let mean = PackConfig::builder().build().expect("it is the paper's");
+        let more = config.bytes().total() - mean.bytes().total();
+        let how = SoftMatch::strided([2, 4, 4]);
+        let matching = Matching::bytes_of(how, config.block(), config.rope(), (1, 12));
+        let pages = 4 * 65 + 122 * 2; // sink, recent and current whole; archive, recent and current merged
+        assert_eq!(more, 4 * 30 * pages * 12 * 96 + matching);
+        assert_eq!(more / 1_000_000, 71);
+    });
+
     suite.plain("wan_480p_in_numbers", || {
         let config = PackConfig::builder().build().expect("it is the paper's");
         assert_eq!(config.frame_tokens().0, 1_560);
@@ -859,6 +991,18 @@ fn main() -> ExitCode {
                 cell: [2, 3, 2],
                 remainder: Remainder::Keep,
             })),
+            builder().streams(2).compression(Compression::matching([1, 2, 2])),
+            builder().compression(Compression::Match {
+                how: SoftMatch {
+                    destinations: Destinations::Random {
+                        cell: [2, 2, 2],
+                        seed: 1,
+                    },
+                    metric: Metric::MeanOverHeads,
+                    mode: Mode::Replace,
+                },
+                merged: Some(5),
+            }),
             builder()
                 .selection(Selection::Shared)
                 .page_tokens(7)
@@ -905,6 +1049,10 @@ fn main() -> ExitCode {
             builder().compression(Compression::External(Grid { rows: 9, ..GRID })),
             "compression",
         );
+        for (cell, merged) in [([4, 1, 1], None), ([0, 1, 1], None), ([2, 2, 2], Some(37))] {
+            let how = SoftMatch::strided(cell);
+            refused(builder().compression(Compression::Match { how, merged }), "compression");
+        }
         refused(builder().key_bias(f32::NAN), "key_bias");
         refused(builder().page_tokens(0), "page_tokens");
     });

@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::append_kv::{self, AppendKv, Lattice, Norm};
 use crate::ops::attention::{self, Attention};
+use crate::ops::match_tokens::{self, MatchTokens};
 use crate::ops::merge_tokens::{self, MergeTokens};
 use crate::ops::select_blocks::{self, BlockShape, Scores, SelectBlocks, SumKeys};
 use crate::paging::Context;
@@ -590,7 +591,7 @@ fn choose(
 
 /// Makes the compressed form of the blocks that were just written. Blocks of the sink need none;
 /// making theirs too keeps a batch of streams of different lengths one launch.
-fn compress(config: &PackConfig, work: &Work, state: &mut State, layer: usize, streams: usize) -> Result<()> {
+fn compress(config: &PackConfig, work: &mut Work, state: &mut State, layer: usize, streams: usize) -> Result<()> {
     match config.compression {
         Compression::External(_) => return Ok(()),
         Compression::None => {}
@@ -604,17 +605,35 @@ fn compress(config: &PackConfig, work: &Work, state: &mut State, layer: usize, s
             };
             merge_tokens::run(&merge, &mut state.store.layer_mut(layer)?)?;
         }
+        Compression::Match { .. } => {
+            let merge = MatchTokens {
+                source: &work.current,
+                dest: &work.mid,
+                merges: config.merges(),
+                weighted: false,
+            };
+            if let Some(matching) = &mut work.matching {
+                match_tokens::run(&merge, matching, &mut state.store.layer_mut(layer)?)?;
+            }
+        }
     }
     sum_mid(config, work, state, layer, streams)
 }
 
-/// Sums the keys of the blocks' compressed forms, for their scores.
+/// Sums the keys of the blocks' compressed forms, for their scores. Tokens that were merged by likeness stand
+/// for very different numbers of tokens; of these blocks the whole form is summed, which still is there.
 fn sum_mid(config: &PackConfig, work: &Work, state: &mut State, layer: usize, streams: usize) -> Result<()> {
     let sum = SumKeys {
         kv: state.store.layer(layer)?,
-        pages: if config.compresses() { &work.mid } else { &work.current },
+        pages: match config.compression {
+            Compression::None | Compression::Match { .. } => &work.current,
+            Compression::Mean(_) | Compression::External(_) => &work.mid,
+        },
         rows: work.rows.view().narrow(0, 0, streams)?,
-        tokens: config.mid_tokens().0,
+        tokens: match config.compression {
+            Compression::Match { .. } => config.block_tokens().0,
+            _ => config.mid_tokens().0,
+        },
     };
     select_blocks::run_sum_keys(&sum, &mut state.key_sums.view_mut().select(0, layer)?)
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::match_tokens::{Merges, SoftMatch};
 use crate::ops::merge_tokens::{MeanPool, Remainder};
 use crate::rope::Rope3d;
 use crate::units::{Blocks, Frames, Grid, Pages, Tokens};
@@ -27,6 +28,15 @@ pub enum Compression {
     None,
     /// Its cached keys and values are mean-pooled.
     Mean(MeanPool),
+    /// Its tokens merge into those of it that are most like them ([`crate::ops::match_tokens`]). As many are
+    /// left of every block; they have log sizes of their own, in every layer. Blocks are scored by the keys that
+    /// they had before.
+    Match {
+        /// Into which, by what, and to what.
+        how: SoftMatch,
+        /// How many merge: those that are most like; all sources if `None`.
+        merged: Option<usize>,
+    },
     /// The model hands its tokens in during the commit pass, on a grid of this shape spread evenly
     /// over the block.
     External(Grid),
@@ -39,6 +49,15 @@ impl Compression {
             cell,
             remainder: Remainder::Drop,
         })
+    }
+
+    /// Matching with the first token of every full cell of `[frames, rows, columns]`, each head by itself;
+    /// one token a cell is left. What does not fill a cell merges too.
+    pub const fn matching(cell: [usize; 3]) -> Compression {
+        Compression::Match {
+            how: SoftMatch::strided(cell),
+            merged: None,
+        }
     }
 }
 
@@ -219,10 +238,19 @@ impl PackConfigBuilder {
             &format!("a rotation of {dim} numbers"),
             format!("{:?}", c.rope),
         )?;
+        if let Compression::Match { how, merged } = c.compression {
+            let (tokens, destinations) = (c.block_tokens().0, how.destinations.count(c.block));
+            ensure(
+                destinations > 0 && merged.unwrap_or(0) <= tokens - destinations,
+                "compression",
+                "destinations, and no more to merge than there are sources",
+                format!("{:?} of {:?}", c.compression, c.block),
+            )?;
+        }
         let mid = c.mid_grid();
         let cells = match c.compression {
             Compression::Mean(pool) => pool.cell,
-            Compression::None | Compression::External(_) => [1; 3],
+            Compression::None | Compression::Match { .. } | Compression::External(_) => [1; 3],
         };
         let mid_fits = mid
             .extents()
@@ -231,7 +259,7 @@ impl PackConfigBuilder {
             .zip(cells)
             .all(|((&m, b), cell)| m > 0 && m <= b && cell > 0);
         ensure(
-            mid_fits,
+            mid_fits || matches!(c.compression, Compression::Match { .. }),
             "compression",
             "cells that fit into a block",
             format!("{:?} of {:?}", c.compression, c.block),
@@ -357,11 +385,16 @@ impl PackConfig {
         Tokens(self.page_tokens)
     }
 
-    /// The grid of a compressed block.
+    /// The grid of a compressed block; one row of tokens where they are merged by likeness.
     pub fn mid_grid(&self) -> Grid {
         match self.compression {
             Compression::None => self.block,
             Compression::Mean(pool) => pool.output(self.block),
+            Compression::Match { how, .. } => Grid {
+                frames: 1,
+                rows: 1,
+                cols: how.merged_tokens(self.block, self.merges()),
+            },
             Compression::External(grid) => grid,
         }
     }
@@ -421,15 +454,29 @@ impl PackConfig {
         self.compression != Compression::None
     }
 
+    /// How many tokens of a block merge, where they do by likeness.
+    pub(crate) fn merges(&self) -> Merges {
+        Merges::Top(match self.compression {
+            Compression::Match { merged, .. } => merged.unwrap_or(usize::MAX),
+            _ => 0,
+        })
+    }
+
     /// Whether compressed tokens stand for different numbers of tokens.
     pub(crate) fn slot_bias(&self) -> bool {
-        matches!(
-            self.compression,
+        self.bias_layers() > 0
+    }
+
+    /// Layers whose compressed tokens have log sizes of their own: none, one for all, or all.
+    pub(crate) fn bias_layers(&self) -> usize {
+        match self.compression {
             Compression::Mean(MeanPool {
                 remainder: Remainder::Keep,
                 ..
-            })
-        )
+            }) => 1,
+            Compression::Match { .. } => self.layers,
+            _ => 0,
+        }
     }
 
     /// Compressed blocks of one stream that exist at once: those of the archive, and those already

@@ -56,6 +56,7 @@ mod single;
 mod timeline;
 mod work;
 
+pub use crate::ops::match_tokens::{Destinations, Metric, Mode, SoftMatch};
 pub use crate::ops::merge_tokens::{MeanPool, Remainder};
 pub use block::{Block, Pass, Qkv};
 pub use config::{CacheBytes, Compression, Heads, PackConfig, PackConfigBuilder, Policy, Selection};

@@ -31,7 +31,7 @@ pub(crate) struct Store {
     /// [layers, pages, kv_heads, page_tokens, dim]
     k: Tensor,
     v: Tensor,
-    /// Log sizes of merged tokens, the same in every layer. [pages, kv_heads, page_tokens]
+    /// Log sizes of merged tokens, of every layer or one for all. [1 or layers, pages, kv_heads, page_tokens]
     slot_bias: Option<Tensor>,
 }
 
@@ -55,7 +55,10 @@ impl Store {
         Ok(KvPages {
             k: self.k.view().select(0, layer)?,
             v: self.v.view().select(0, layer)?,
-            slot_bias: self.slot_bias.as_ref().map(Tensor::view),
+            slot_bias: match &self.slot_bias {
+                Some(bias) => Some(bias.view().select(0, layer.min(bias.view().shape()[0] - 1))?),
+                None => None,
+            },
         })
     }
 
@@ -64,7 +67,13 @@ impl Store {
         Ok(KvPagesMut {
             k: self.k.view_mut().select(0, layer)?,
             v: self.v.view_mut().select(0, layer)?,
-            slot_bias: self.slot_bias.as_mut().map(Tensor::view_mut),
+            slot_bias: match &mut self.slot_bias {
+                Some(bias) => {
+                    let own = layer.min(bias.view().shape()[0] - 1);
+                    Some(bias.view_mut().select(0, own)?)
+                }
+                None => None,
+            },
         })
     }
 }
@@ -151,7 +160,7 @@ impl PagePool {
         let kv = [config.layers, pages, heads.kv, config.page_tokens, heads.dim];
         let slot_bias = config
             .slot_bias()
-            .then(|| Tensor::zeros(device, DType::F32, &kv[1..4]))
+            .then(|| Tensor::zeros(device, DType::F32, &[config.bias_layers(), kv[1], kv[2], kv[3]]))
             .transpose()?;
         let mut work = Box::new(Work::new(device, config)?);
         let mut state = State {

@@ -4,10 +4,11 @@
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::ops::match_tokens::Matching;
 use crate::paging::{Context, PageLists};
 use crate::tensor::Tensor;
 
-use super::config::{PackConfig, Selection};
+use super::config::{Compression, PackConfig, Selection};
 
 /// Chunks that a stream's queries are summed in.
 const QUERY_CHUNKS: usize = 16;
@@ -39,6 +40,8 @@ pub(crate) struct Work {
     pub query_sums: Tensor,
     /// Rotated queries. [streams, tokens, q_heads, dim]
     pub queries: Tensor,
+    /// Where blocks are matched.
+    pub matching: Option<Matching>,
 }
 
 /// Bytes of [`Work`] and of the pool's own tables.
@@ -46,11 +49,7 @@ pub(crate) fn bytes(config: &PackConfig) -> usize {
     let slots = config.slots_per_stream() * config.streams;
     let slot_pages = slots * config.mid_pages().0 * 4;
     let key_sums = config.layers * slots * config.heads.kv * config.heads.dim * 4;
-    let slot_bias = if config.slot_bias() {
-        config.pool_pages().0 * config.heads.kv * config.page_tokens * 4
-    } else {
-        0
-    };
+    let slot_bias = config.bias_layers() * config.pool_pages().0 * config.heads.kv * config.page_tokens * 4;
     let context = |(segments, pages): (usize, usize)| {
         config.streams * (segments * size_of::<crate::ffi::Segment>() + pages * 4 + 4)
     };
@@ -60,7 +59,13 @@ pub(crate) fn bytes(config: &PackConfig) -> usize {
         .sum();
     let lists = config.streams * (config.block_pages().0 + config.mid_pages().0) * 4;
     let contexts = context(config.draft_capacity()) + choices(config) * context(config.context_capacity());
-    slot_pages + key_sums + slot_bias + tensors + lists + contexts
+    let matching = match config.compression {
+        Compression::Match { how, .. } => {
+            Matching::bytes_of(how, config.block, &config.rope, (config.streams, config.heads.kv))
+        }
+        _ => 0,
+    };
+    slot_pages + key_sums + slot_bias + tensors + lists + contexts + matching
 }
 
 /// How many choices of blocks a pass makes.
@@ -110,6 +115,12 @@ impl Work {
             chosen: tensor(6)?,
             query_sums: tensor(7)?,
             queries: tensor(8)?,
+            matching: match c.compression {
+                Compression::Match { how, .. } => {
+                    Some(Matching::new(device, how, c.block, &c.rope, (c.streams, c.heads.kv))?)
+                }
+                _ => None,
+            },
         })
     }
 
@@ -128,6 +139,11 @@ impl Work {
         ];
         let contexts = self.contexts.iter().chain([&self.draft]).map(Context::bytes);
         let lists = [&self.current, &self.mid].map(PageLists::bytes);
-        contexts.chain(lists).chain(tensors.map(Tensor::bytes)).sum()
+        let matching = self.matching.as_ref().map(Matching::bytes);
+        contexts
+            .chain(lists)
+            .chain(tensors.map(Tensor::bytes))
+            .chain(matching)
+            .sum()
     }
 }

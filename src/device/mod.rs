@@ -427,6 +427,8 @@ kernel_params!(
     MergeStatesParams,
     AppendKvParams,
     MergeTokensParams,
+    MatchTokensParams,
+    UnmergeTokensParams,
     SumTokensParams,
     SumKeysParams,
     ScoreBlocksParams,

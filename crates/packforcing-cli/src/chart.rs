@@ -220,7 +220,7 @@ fn draw_panel(panel: &Panel, place: &Area<'_>) -> Result<(), Box<dyn std::error:
 
 fn draw_legend(legend: &Legend, place: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
     for (row, (style, text)) in legend.iter().enumerate() {
-        let y = 30 + 27 * row as i32;
+        let y = 30 + 23 * row as i32;
         let mut x = 92;
         if let Some(style) = style {
             let stroke = style.color.stroke_width(2);

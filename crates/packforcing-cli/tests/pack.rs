@@ -78,10 +78,13 @@ fn variant(report: &Value, compression: &str, policy: &str) -> (f64, f64) {
     (number(v, "rel_l2_vs_full"), number(v, "attention_mass_kept"))
 }
 
-const VARIANTS: [(&str, &str); 6] = [
+const VARIANTS: [(&str, &str); 9] = [
     ("mean", "top"),
     ("mean", "newest"),
     ("mean", "random"),
+    ("match", "top"),
+    ("match", "newest"),
+    ("match", "random"),
     ("none", "top"),
     ("none", "newest"),
     ("none", "random"),
@@ -91,7 +94,7 @@ const VARIANTS: [(&str, &str); 6] = [
 fn nothing_is_lost_where_everything_fits() {
     let folder = Folder::new("fits");
     // 18 blocks: 2 in the sink, at most 14 old ones of 16 that may be chosen.
-    for compression in ["mean", "none"] {
+    for compression in ["mean", "match", "none"] {
         let report = folder.report("out", &["--seconds", "3", "--compression", compression]);
         assert_eq!(report["blocks"], 18);
         assert_eq!(report["frames"], 75);
@@ -109,7 +112,7 @@ fn nothing_is_lost_where_everything_fits() {
             }
         }
         // 16 of 18 blocks are the sink, old ones or recent, and the current one.
-        let old = if compression == "mean" { 2 } else { 120 }; // 2 x 1 x 1 cells of 4 x 5 x 6 tokens
+        let old = if compression == "none" { 120 } else { 2 }; // 2 x 1 x 1 cells of 4 x 5 x 6 tokens
         assert_eq!(number(&report, "context_tokens_max"), (4 * 120 + 14 * old) as f64);
         assert_eq!(number(&report, "full_cache_bytes"), (18 * 120 * 2 * 2 * 64 * 4) as f64);
     }
@@ -119,7 +122,14 @@ fn nothing_is_lost_where_everything_fits() {
 fn the_cache_agrees_with_the_same_context_put_together_from_ops() {
     let folder = Folder::new("agrees");
     let mut contexts = Vec::new();
-    for (compression, policy) in [("mean", "top"), ("mean", "newest"), ("none", "top"), ("none", "newest")] {
+    for (compression, policy) in [
+        ("mean", "top"),
+        ("mean", "newest"),
+        ("match", "top"),
+        ("match", "newest"),
+        ("none", "top"),
+        ("none", "newest"),
+    ] {
         let arguments = [
             "--compression",
             compression,
@@ -145,7 +155,7 @@ fn the_cache_agrees_with_the_same_context_put_together_from_ops() {
         assert!(number(&report, "cache_bytes") > 0.0);
         contexts.push(number(&report, "context_tokens_max"));
     }
-    assert_eq!(contexts, [490.0, 490.0, 1080.0, 1080.0]);
+    assert_eq!(contexts, [490.0, 490.0, 490.0, 490.0, 1080.0, 1080.0]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::tensor::{Tensor, View, ViewMut};
 
 mod cpu;
 mod gpu;
-mod noise;
+pub(crate) mod noise;
 pub mod reference;
 pub mod rows;
 

@@ -6,7 +6,7 @@ use super::Noise;
 
 /// Four words for a counter under a key (Salmon et al., "Parallel random numbers: as easy as 1, 2,
 /// 3", 2011).
-pub(super) fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub(crate) fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let a = u64::from(counter[0]) * 0xD251_1F53;
         let b = u64::from(counter[2]) * 0xCD9E_8D57;

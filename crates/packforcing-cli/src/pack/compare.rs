@@ -3,7 +3,8 @@
 //!
 //! *Full history* of block n: blocks 0 to n whole, each at its true distance in frames. A *variant*
 //! is a compression and a policy: sink, chosen blocks, recent and current, packed to the right as
-//! the cache packs them, the chosen ones whole (`none`) or merged (`mean`). Two numbers for each:
+//! the cache packs them, the chosen ones whole (`none`), pooled (`mean`) or merged by
+//! likeness (`match`). Two numbers for each:
 //!
 //! ```text
 //! rel_l2_vs_full      = |o_variant - o_full| / |o_full|
@@ -69,6 +70,7 @@ impl Past {
         let form = match compression {
             Compression::None => Form::Whole,
             Compression::Mean => Form::Merged,
+            Compression::Match => Form::Matched,
         };
         let sink = self.sink.iter().map(|&block| (block, Form::Whole));
         let recent = self.recent.iter().map(|&block| (block, Form::Whole));
@@ -185,10 +187,13 @@ impl Comparison {
         Ok(HashMap::from([
             ((Compression::None, Policy::Top), best(&whole)),
             ((Compression::Mean, Policy::Top), best(&merged)),
+            ((Compression::Match, Policy::Top), best(&whole)),
             ((Compression::None, Policy::Newest), newest.clone()),
-            ((Compression::Mean, Policy::Newest), newest),
+            ((Compression::Mean, Policy::Newest), newest.clone()),
+            ((Compression::Match, Policy::Newest), newest),
             ((Compression::None, Policy::Random), any.clone()),
-            ((Compression::Mean, Policy::Random), any),
+            ((Compression::Mean, Policy::Random), any.clone()),
+            ((Compression::Match, Policy::Random), any),
         ]))
     }
 }

@@ -1,5 +1,5 @@
 //! Every block of the video in full, to compare with: keys and values on the CPU in f32, beside
-//! each block its merged form.
+//! each block its merged forms.
 //!
 //! A video that plays a clip back and forth repeats its blocks, and a page can stand in a context
 //! any number of times under its own rotation. So only different blocks are kept, and of those no
@@ -8,6 +8,7 @@
 use anyhow::{Context as _, Result};
 use packforcing::ops::append_kv::{AppendKv, Lattice, append_kv};
 use packforcing::ops::attention::{Attention, attention};
+use packforcing::ops::match_tokens::{MatchTokens, Matching, Merges, SoftMatch, match_tokens};
 use packforcing::ops::merge_states::{State, merge_states};
 use packforcing::ops::merge_tokens::{MeanPool, MergeTokens, merge_tokens};
 use packforcing::ops::select_blocks::{SumKeys, sum_keys};
@@ -69,11 +70,12 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// A block as it is, or merged.
+/// A block as it is, pooled, or merged by likeness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     Whole,
     Merged,
+    Matched,
 }
 
 /// What attention returned.
@@ -93,7 +95,7 @@ pub fn slots(grid: Grid, pool: MeanPool) -> usize {
 struct Held {
     block: usize,
     last_used: u64,
-    /// Sums of the keys, whole and merged. `[HEADS, DIM]`
+    /// Sums of the keys, whole and pooled. `[HEADS, DIM]`
     sums: [Vec<f32>; 2],
 }
 
@@ -104,8 +106,10 @@ pub struct History {
     grid: Grid,
     pool: MeanPool,
     rope: Rope3d,
-    k: Tensor, // f32 [slots * (whole + merged pages), HEADS, PAGE, DIM]
+    matching: Matching,
+    k: Tensor, // f32 [slots * pages of all forms, HEADS, PAGE, DIM]
     v: Tensor,
+    bias: Tensor, // f32 [the same, HEADS, PAGE]
     slots: Vec<Option<Held>>,
     clock: u64,
 }
@@ -117,12 +121,15 @@ impl History {
         let slots = slots.min(footage.period());
         let pages = slot_pages(grid, pool);
         let shape = [slots * pages, HEADS, PAGE, DIM];
+        let rope = Rope3d::wan(DIM);
         Ok(History {
+            matching: Matching::new(&device, SoftMatch::strided(pool.cell), grid, &rope, (1, HEADS))?,
             k: Tensor::zeros(&device, DType::F32, &shape)?,
             v: Tensor::zeros(&device, DType::F32, &shape)?,
+            bias: Tensor::zeros(&device, DType::F32, &shape[..3])?,
             slots: (0..slots).map(|_| None).collect(),
             clock: 0,
-            rope: Rope3d::wan(DIM),
+            rope,
             footage,
             device,
             grid,
@@ -146,7 +153,7 @@ impl History {
     }
 
     /// Dot products of a sum of queries, `[HEADS, DIM]`, with the keys' sums of these blocks, whole
-    /// and merged: the scores by which the cache selects.
+    /// and pooled: the scores by which the cache selects. It takes those of whole blocks for matched ones.
     pub fn scores(&mut self, query_sum: &[f64], blocks: &[usize]) -> Result<[Vec<f64>; 2]> {
         let mut scores = [Vec::new(), Vec::new()];
         for some in blocks.chunks(self.slots.len()) {
@@ -234,19 +241,20 @@ impl History {
         KvPages {
             k: self.k.view(),
             v: self.v.view(),
-            slot_bias: None,
+            slot_bias: Some(self.bias.view()),
         }
     }
 
     fn segment(&self, block: usize, form: Form, distance: usize) -> Result<Segment> {
         let tokens = match form {
             Form::Whole => self.grid.tokens().0,
-            Form::Merged => self.pool.output(self.grid).tokens().0,
+            Form::Merged | Form::Matched => self.pool.output(self.grid).tokens().0,
         };
         let cell: usize = self.pool.cell.iter().product();
         Ok(Segment {
             rotation: distance as f32,
             key_bias: if form == Form::Merged { (cell as f32).ln() } else { 0.0 },
+            slot_bias: form == Form::Matched,
             ..Segment::new(self.pages(block, form)?, tokens)
         })
     }
@@ -265,10 +273,11 @@ impl History {
 
     fn pages_of_slot(&self, slot: usize, form: Form) -> Vec<u32> {
         let (whole, merged) = (pages_of(self.grid), pages_of(self.pool.output(self.grid)));
-        let first = slot * (whole + merged);
+        let first = slot * (whole + 2 * merged);
         let pages = match form {
             Form::Whole => first..first + whole,
             Form::Merged => first + whole..first + whole + merged,
+            Form::Matched => first + whole + merged..first + whole + 2 * merged,
         };
         pages.map(|page| page as u32).collect()
     }
@@ -303,13 +312,11 @@ impl History {
         Ok(())
     }
 
-    /// Writes a block's keys and values, whole and merged, into a slot; returns the keys' sums.
+    /// Writes a block's keys and values, in every form, into a slot; returns the keys' sums.
     fn load(&mut self, block: usize, slot: usize) -> Result<[Vec<f32>; 2]> {
         let tokens = self.footage.block(block)?;
-        let (whole, merged) = (
-            self.pages_of_slot(slot, Form::Whole),
-            self.pages_of_slot(slot, Form::Merged),
-        );
+        let [whole, merged, matched] =
+            [Form::Whole, Form::Merged, Form::Matched].map(|form| self.pages_of_slot(slot, form));
         self.append(&tokens, whole.clone(), None)?;
 
         let pool_pages = self.k.shape()[0];
@@ -323,6 +330,21 @@ impl History {
             rope: &self.rope,
         };
         merge_tokens(&args, &mut pages_mut(&mut self.k, &mut self.v))?;
+        let by_likeness = PageLists::from_host(&self.device, pool_pages, &[matched])?;
+        let args = MatchTokens {
+            source: &source,
+            dest: &by_likeness,
+            merges: Merges::Top(usize::MAX),
+            weighted: false,
+        };
+        match_tokens(
+            &args,
+            &mut self.matching,
+            &mut KvPagesMut {
+                slot_bias: Some(self.bias.view_mut()),
+                ..pages_mut(&mut self.k, &mut self.v)
+            },
+        )?;
 
         let sum = |pages: &PageLists, tokens: usize| -> Result<Vec<f32>> {
             let mut sums = Tensor::zeros(&self.device, DType::F32, &[1, HEADS, DIM])?;
@@ -371,9 +393,9 @@ fn pages_mut<'a>(k: &'a mut Tensor, v: &'a mut Tensor) -> KvPagesMut<'a> {
     }
 }
 
-/// Pages of a block, whole and merged.
+/// Pages of a block in all forms.
 fn slot_pages(grid: Grid, pool: MeanPool) -> usize {
-    pages_of(grid) + pages_of(pool.output(grid))
+    pages_of(grid) + 2 * pages_of(pool.output(grid))
 }
 
 fn pages_of(grid: Grid) -> usize {
@@ -413,7 +435,12 @@ mod tests {
         let queries = &queries[..8 * WIDTH];
         // Block 64 is block 0 again; blocks 5 and 69 are one, once merged and once whole.
         let context: Vec<_> = [0, 1, 2, 3, 4, 64, 70].map(|b| (b, Form::Whole, 4 * (70 - b))).into();
-        let merged = [(5, Form::Merged, 20), (69, Form::Whole, 4), (6, Form::Merged, 8)];
+        let merged = [
+            (5, Form::Merged, 20),
+            (69, Form::Whole, 4),
+            (6, Form::Merged, 8),
+            (7, Form::Matched, 12),
+        ];
         let context = [context, merged.into()].concat();
         let a = little.attend(queries, &context).unwrap();
         let b = much.attend(queries, &context).unwrap();

@@ -90,6 +90,8 @@ fn seconds(text: &str) -> Result<f64, String> {
 pub enum Compression {
     /// 2 x 4 x 4 tokens become their mean
     Mean,
+    /// As many tokens stay; the others merge into those that are most like them
+    Match,
     /// It stays whole
     None,
 }
@@ -390,6 +392,7 @@ fn configure(options: &Options, device: &Device, grid: Grid) -> Result<PackConfi
     };
     let compression = match options.compression {
         Compression::Mean => cache::Compression::Mean(POOL),
+        Compression::Match => cache::Compression::matching(POOL.cell),
         Compression::None => cache::Compression::None,
     };
     let config = PackConfig::builder()

@@ -177,6 +177,7 @@ pub fn chart(report: &Report, steps: &[Step], config: &PackConfig) -> Result<Ima
     for v in &report.variants {
         let form = match v.compression {
             Compression::Mean => "merged",
+            Compression::Match => "merged by likeness",
             Compression::None => "whole",
         };
         legend.push((Some(style(v.compression, v.policy)), format!("{}, {form}", v.policy)));
@@ -200,7 +201,7 @@ fn style(compression: Compression, policy: Policy) -> Style {
             Policy::Random => GREEN,
         },
         dashed: compression == Compression::None,
-        marked: true,
+        marked: compression != Compression::Match,
     }
 }
 
