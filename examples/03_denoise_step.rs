@@ -1,4 +1,5 @@
-//! A sampler is a list of coefficients: four steps with fresh noise, by one kernel.
+//! A sampler is a list of coefficients: four steps with fresh noise, by one kernel. `Sampler` is this loop for
+//! every solver.
 //!
 //! `cargo run --example 03_denoise_step`
 

@@ -74,6 +74,11 @@ impl Coefficients {
         self.rows.shape()[1] - 1
     }
 
+    /// Whether any of them asks for noise.
+    pub fn noisy(&self) -> bool {
+        self.noisy
+    }
+
     /// How many frames they are for.
     pub fn frames(&self) -> usize {
         self.rows.shape()[2]
