@@ -23,6 +23,8 @@ fn main() -> Result<()> {
         frame_axis: 0,
         coefficients: &start,
         noise: Some(noise),
+        noise_base: None,
+        guidance: None,
     };
     denoise_step(&draw, &mut [x.view_mut()])?;
 
@@ -42,6 +44,8 @@ fn main() -> Result<()> {
             frame_axis: 0,
             coefficients: &coefficients,
             noise: Some(noise),
+            noise_base: None,
+            guidance: None,
         };
         denoise_step(&update, &mut [x.view_mut()])?;
     }

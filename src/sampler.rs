@@ -85,6 +85,8 @@ impl Sampler {
             frame_axis: self.frame_axis,
             coefficients: &self.start,
             noise: Some(noise),
+            noise_base: None,
+            guidance: None,
         };
         denoise_step(&args, &mut written(&mut self.latent, &mut self.states))
     }
@@ -107,6 +109,8 @@ impl Sampler {
             frame_axis: self.frame_axis,
             coefficients,
             noise: coefficients.noisy().then_some(noise),
+            noise_base: None,
+            guidance: None,
         };
         denoise_step(&args, &mut written(&mut self.latent, &mut self.states))
     }

@@ -274,6 +274,8 @@ fn few_steps_arrive(device: &Device) {
             frame_axis: 0,
             coefficients: &Coefficients::new(device, &schedule.rows(i, 2).unwrap()).unwrap(),
             noise: Some(noise),
+            noise_base: None,
+            guidance: None,
         };
         denoise_step(&args, &mut [x.view_mut()]).unwrap();
         noise = noise.after(2 * 37);

@@ -425,5 +425,6 @@ kernel_params!(
     SumKeysParams,
     ScoreBlocksParams,
     SelectBlocksParams,
-    DenoiseStepParams
+    DenoiseStepParams,
+    GuidanceParams
 );

@@ -48,3 +48,13 @@ pub fn guided(mut rows: Rows, scale: f64) -> Rows {
     }
     rows
 }
+
+/// Any step whose last term is v for the weights of
+/// [`guidance`](crate::ops::guidance::guidance), which come from device memory: v becomes the
+/// conditional velocity, and the unconditional one a term behind it with the same row.
+pub fn weighted(mut rows: Rows) -> Rows {
+    if let Some(at) = rows.len().checked_sub(2) {
+        rows.insert(at, rows[at].clone());
+    }
+    rows
+}
