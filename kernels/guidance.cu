@@ -24,7 +24,7 @@
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kGroups = PF_MOMENTS_PART / kThreads / 4;  // groups of four elements a thread
+constexpr int kElements = PF_MOMENTS_PART / kThreads;  // of a thread, in groups of four
 // Variances below this share of the squares are what rounding leaves of a constant: sums here have
 // fewer than 100 roundings in a row.
 constexpr double kConstant = 1.0 / (1ll << 46);
@@ -53,37 +53,57 @@ __device__ __forceinline__ void reduce(Moments& m) {
   for (int i = 0; i < PF_MOMENTS; i++) m.sums[i] = plan.sums[i * kThreads + t];
 }
 
-// The moments of one part of a sample; groups of four are read in runs of N that lie in one row.
+// A thread's elements of one velocity, 0 behind the sample's end, in runs of N that lie in one row each.
+// One branch for all: loads of many runs are on their way at once.
+template <int N, class T>
+__device__ __forceinline__ void gather_as(uint64_t base, const int64_t (&offsets)[kElements / N], float* x) {
+#pragma unroll
+  for (int r = 0; r < kElements / N; r++) {
+    if (offsets[r] >= 0) read_as<N, T>(base, offsets[r], x + r * N);
+  }
+}
+
 template <int N>
-__device__ __forceinline__ void moments(const GuidanceParams& p) {
+__device__ __forceinline__ void gather(const GuidanceParams& p, uint64_t base, const int64_t (&strides)[2], int dtype,
+                                       float* x) {
   const uint32_t part = blockIdx.x % static_cast<uint32_t>(p.parts);
   const uint32_t sample = blockIdx.x / static_cast<uint32_t>(p.parts);
   const uint32_t elements = static_cast<uint32_t>(p.sample_rows * p.inner);
   const uint32_t inner = static_cast<uint32_t>(p.inner), frames = static_cast<uint32_t>(p.frames);
+  int64_t offsets[kElements / N];
+#pragma unroll
+  for (int r = 0; r < kElements / N; r++) {
+    const uint32_t group = r * N / 4 * kThreads + threadIdx.x;
+    const uint32_t e = part * PF_MOMENTS_PART + group * 4 + r * N % 4;
+    const uint32_t row = sample * static_cast<uint32_t>(p.sample_rows) + e / inner;
+    const int64_t offset = row / frames * strides[0] + row % frames * strides[1] + e % inner;
+    offsets[r] = e < elements ? offset : -1;
+  }
+  if (dtype == PF_DTYPE_F32) {
+    gather_as<N, float>(base, offsets, x);
+  } else if (dtype == PF_DTYPE_F16) {
+    gather_as<N, f16>(base, offsets, x);
+  } else {
+    gather_as<N, bf16>(base, offsets, x);
+  }
+}
+
+// The moments of one part of a sample.
+template <int N>
+__device__ __forceinline__ void moments(const GuidanceParams& p) {
+  float c[kElements] = {}, u[kElements] = {};
+  gather<N>(p, p.cond, p.cond_strides, p.cond_dtype, c);
+  gather<N>(p, p.uncond, p.uncond_strides, p.uncond_dtype, u);
   Moments m = {};
 #pragma unroll
-  for (int i = 0; i < kGroups; i++) {
-    const uint32_t group = part * PF_MOMENTS_PART + (i * kThreads + threadIdx.x) * 4;
-#pragma unroll
-    for (int l = 0; l < 4; l += N) {
-      const uint32_t e = group + l;
-      if (e >= elements) continue;
-      const uint32_t row = sample * static_cast<uint32_t>(p.sample_rows) + e / inner;
-      const Place at = {row / frames, row % frames, e % inner};
-      float c[N], u[N];
-      read<N>(p.cond, p.cond_strides, p.cond_dtype, at, c);
-      read<N>(p.uncond, p.uncond_strides, p.uncond_dtype, at, u);
-#pragma unroll
-      for (int j = 0; j < N; j++) {
-        const double x = c[j], y = u[j];
-        m.sums[0] += x;
-        m.sums[1] += y;
-        // The products are exact, so a fused sum rounds alike.
-        m.sums[2] = fma(x, x, m.sums[2]);
-        m.sums[3] = fma(x, y, m.sums[3]);
-        m.sums[4] = fma(y, y, m.sums[4]);
-      }
-    }
+  for (int i = 0; i < kElements; i++) {
+    const double x = c[i], y = u[i];
+    m.sums[0] += x;
+    m.sums[1] += y;
+    // The products are exact, so a fused sum rounds alike.
+    m.sums[2] = fma(x, x, m.sums[2]);
+    m.sums[3] = fma(x, y, m.sums[3]);
+    m.sums[4] = fma(y, y, m.sums[4]);
   }
   reduce(m);
   if (threadIdx.x > 0) return;

@@ -20,8 +20,8 @@
 //! - [`Schedule::diffusers_euler`]: its scheduler shifts the ends of its range when it is made, and
 //!   all sigmas again when steps are set. **The shift is applied twice** to what is near the end:
 //!   with shift 5 the last sigma is 0.0244 where one shift of the same 0.001 gives 0.005.
-//! - [`Schedule::diffusers_unipc`]: shifts once, but ends its range at 0.001 before 0. Its formulas
-//!   take ln(1 - sigma), so it lowers a first sigma of 1 to 0.999999.
+//! - [`Schedule::diffusers_unipc`]: shifts once. Its even way leads to 0.001, and 0 stands in that
+//!   one's place. The formulas take ln(1 - sigma), so a first sigma of 1 is lowered to 0.999999.
 //! - [`Schedule::diffusers_dpm_solver`]: begins its range at 0.999 for the same reason; the shift
 //!   makes 0.9998 of it (shift 5).
 //!
@@ -90,8 +90,9 @@ pub enum Solver {
 
 impl Solver {
     /// A latent consistency model (Luo et al., arXiv 2310.04378) under flow matching: to the clean
-    /// latent, and back with fresh noise. The boundary scalings `c_skip = 0, c_out = 1` that the
-    /// paper adds to a noise prediction are what `x - sigma v` has by itself, as it is x at sigma 0.
+    /// latent, and back with fresh noise, which is [`Solver::Renoise`]. The paper's scalings c_skip
+    /// and c_out make a prediction of the clean latent that is x itself at sigma 0; `x - sigma v` is,
+    /// without them.
     pub const LCM: Solver = Solver::Renoise;
 
     /// How many tensors of the latent's shape it remembers from step to step.
@@ -204,8 +205,9 @@ impl Schedule {
     }
 
     /// The numbers of diffusers' `UniPCMultistepScheduler` (0.38) with flow sigmas, to the bit of
-    /// f32: evenly from 1 to 0.001, shifted once, then 0. A first sigma of 1 is 0.999999, as the
-    /// scheduler needs a finite ln(1 - sigma). Time steps are whole numbers, rounded down.
+    /// f32: evenly from 1 towards 0.001, shifted once, with 0 for the last. A first sigma of 1 is
+    /// 0.999999, as the scheduler needs a finite ln(1 - sigma). Time steps are whole numbers,
+    /// rounded down. [`Schedule::unipc`] needs neither.
     ///
     /// # Errors
     ///
@@ -223,7 +225,7 @@ impl Schedule {
 
     /// The numbers of diffusers' `DPMSolverMultistepScheduler` (0.38) with flow sigmas, to the bit
     /// of f32: evenly from 0.999, so that ln(1 - sigma) is finite, to 0, shifted once. Time steps
-    /// are whole numbers, rounded down.
+    /// are whole numbers, rounded down. [`Schedule::dpm_solver`] begins at 1.
     ///
     /// # Errors
     ///

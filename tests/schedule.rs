@@ -92,6 +92,25 @@ fn rows_of_a_step() {
     assert_eq!(few.rows(1, 1).unwrap(), [rows::x0(&[0.5])]);
     assert_eq!(few.steps()[0].x0(1), [[1.0], [-1.0], [0.0]]);
     assert_eq!(argument(few.rows(2, 1)), "step");
+    // Guidance of a solver that remembers: v is the last term, and the states stay where they are.
+    let rows = Schedule::unipc(3, 1.0).unwrap().rows(1, 2).unwrap();
+    for rows in rows {
+        let [x, clean, sum, v, noise] = &rows[..] else {
+            panic!("{rows:?}")
+        };
+        let times = |factor: f64| v.iter().map(|c| factor * c).collect::<Vec<f64>>();
+        let split = [
+            x.clone(),
+            clean.clone(),
+            sum.clone(),
+            times(5.0),
+            times(-4.0),
+            noise.clone(),
+        ];
+        assert_eq!(rows::guided(rows.clone(), 5.0), split);
+        let twice = [x, clean, sum, v, v, noise].map(Clone::clone);
+        assert_eq!(rows::weighted(rows.clone()), twice);
+    }
 }
 
 /// A coefficient of frame 0.

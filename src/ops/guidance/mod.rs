@@ -32,7 +32,7 @@ pub struct Guidance<'a> {
     /// How far to go from u to c; 1 is c.
     pub scale: f64,
     /// Whether u is scaled by `<c, u> / <u, u>` first: CFG-Zero* (Fan et al., arXiv 2503.18886).
-    /// A u of zeros is scaled by 0.
+    /// A u of zeros is scaled by 0. That paper's first steps, whose velocity is 0, are steps left out.
     pub zero_star: bool,
     /// How much of the guided velocity's standard deviation is brought back to c's (Lin et al.,
     /// *Common diffusion noise schedules and sample steps are flawed*, arXiv 2305.08891, phi there):
