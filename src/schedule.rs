@@ -42,7 +42,7 @@ const TRAIN_STEPS: f64 = 1000.0;
 /// One evaluation of the model and the step that it serves.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// What the model is told: 1000 sigma.
+    /// What the model is told: 1000 sigma, which some of diffusers' tables round down.
     pub timestep: f64,
     /// Noise in the latent that the model sees, 0 to 1.
     pub sigma: f64,

@@ -805,6 +805,18 @@ fn large_mean(device: &Device) {
             );
         }
     }
+    // At 10^6 deviations so much cancels that f32 shows the last bits of the sums: they are the CPU's.
+    let how = How {
+        scale: 5.0,
+        zero_star: false,
+        rescale: 1.0,
+    };
+    for _ in 0..20 {
+        let c: Vec<f32> = rng.normals(4000).iter().map(|x| x + 1e6).collect();
+        let u = &u[..c.len()];
+        let got = weights_of(device, &c, u, 1, how);
+        assert_eq!(bits(&got), bits(&weights_of(&Device::cpu(), &c, u, 1, how)));
+    }
 }
 
 fn degenerate_guidance(device: &Device) {
@@ -819,16 +831,26 @@ fn degenerate_guidance(device: &Device) {
     assert_eq!(weights_of(device, &some, &zeros, 1, how(5.0, true, 0.0)), [5.0, 0.0]);
     assert_eq!(weights_of(device, &zeros, &zeros, 1, how(5.0, true, 0.7)), [5.0, 0.0]);
     assert_eq!(weights_of(device, &zeros, &some, 1, how(5.0, true, 0.0)), [5.0, 0.0]);
-    // Guided and c are constant: nothing to bring back.
-    assert_eq!(
-        weights_of(device, &constant, &constant, 1, how(5.0, false, 0.7)),
-        [5.0, -4.0]
-    );
-    // c is constant and the guided velocity is not: its deviation goes to 1 - 0.75 of it.
-    assert_eq!(
-        weights_of(device, &constant, &some, 1, how(5.0, false, 0.75)),
-        [1.25, -1.0]
-    );
+    // Sums of a constant round up or down as their length has it.
+    for (i, number) in [1000.3f32, 0.1, -7.77e8, 3.3e-5, 1.0 / 3.0]
+        .repeat(8)
+        .into_iter()
+        .enumerate()
+    {
+        let constant = vec![number; 4961 + i];
+        let varied: Vec<f32> = some[..constant.len()].iter().map(|x| x * number).collect();
+        // Guided and c are constant: nothing to bring back.
+        assert_eq!(
+            weights_of(device, &constant, &constant, 1, how(5.0, false, 0.7)),
+            [5.0, -4.0]
+        );
+        // c is constant and the guided velocity is not: its deviation goes to 1 - 0.75 of it.
+        assert_eq!(
+            weights_of(device, &constant, &varied, 1, how(5.0, false, 0.75)),
+            [1.25, -1.0],
+            "{number}"
+        );
+    }
     // Scale 1 is c, whatever else; c guided by itself is c.
     assert_eq!(weights_of(device, &some, &constant, 1, how(1.0, true, 0.7)), [1.0, 0.0]);
     assert_eq!(weights_of(device, &some, &some, 1, how(5.0, true, 0.0)), [5.0, -4.0]);
@@ -890,7 +912,7 @@ fn weighted_steps(device: &Device) {
             .collect();
         let noise = Noise { seed: 3, offset: 9 };
         for samples in [1, shape[0]] {
-            let how = HOWS[rng.below(0..HOWS.len())];
+            let how = HOWS[3]; // other weights for every sample
             let weights = run_guidance(device, tensors[2].view(), tensors[3].view(), frame_axis, samples, how);
             let factors = weights.view().to_vec::<f32>().unwrap();
             let mut x = Tensor::from_f32(device, dtypes[0], &data[0], &shape).unwrap();

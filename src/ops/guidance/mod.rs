@@ -36,7 +36,7 @@ pub struct Guidance<'a> {
     pub zero_star: bool,
     /// How much of the guided velocity's standard deviation is brought back to c's (Lin et al.,
     /// *Common diffusion noise schedules and sample steps are flawed*, arXiv 2305.08891, phi there):
-    /// 0 for none. A guided velocity that is constant stays as it is.
+    /// 0 for none. A guided velocity that is constant, to 10^-7 of its size, stays as it is.
     pub rescale: f64,
 }
 
