@@ -4,6 +4,7 @@ mod common;
 use common::{Work, devices, time};
 use criterion::{Criterion, criterion_group, criterion_main};
 use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, denoise_step, rows};
+use packforcing::ops::guidance::{Guidance, GuidanceWeights, guidance};
 use packforcing::{DType, Device, DeviceKind, Result, Tensor};
 
 /// x in f32, stepped in place along a velocity in bf16, frames in dimension 1.
@@ -28,6 +29,8 @@ fn steps(c: &mut Criterion, device: &Device, size: &str, shape: &[usize]) -> Res
             frame_axis: 1,
             coefficients: &Coefficients::new(device, &[rows])?,
             noise,
+            noise_base: None,
+            guidance: None,
         };
         time(
             c,
@@ -38,7 +41,49 @@ fn steps(c: &mut Criterion, device: &Device, size: &str, shape: &[usize]) -> Res
             || denoise_step(&args, &mut [x.view_mut()]),
         );
     }
+    guided(c, device, size, shape)?;
     copy(c, device, size, bytes / 2)
+}
+
+/// The two passes of guidance over velocities in bf16: the weights, and the step that takes them.
+fn guided(c: &mut Criterion, device: &Device, size: &str, shape: &[usize]) -> Result<()> {
+    let frames = shape[1];
+    let mut x = Tensor::zeros(device, DType::F32, shape)?;
+    let [cond, uncond] = [
+        Tensor::zeros(device, DType::BF16, shape)?,
+        Tensor::zeros(device, DType::BF16, shape)?,
+    ];
+    let mut weights = GuidanceWeights::new(device, shape, 1)?;
+    let zero_star = Guidance {
+        cond: cond.view(),
+        uncond: uncond.view(),
+        frame_axis: 1,
+        scale: 5.0,
+        zero_star: true,
+        rescale: 0.7,
+    };
+    let read = Work::Bytes(cond.bytes() + uncond.bytes());
+    let case = format!("guidance_weights_{size}");
+    time(c, "denoise_step", &case, &read, device, || {
+        guidance(&zero_star, &mut weights)
+    });
+
+    let euler = rows::euler(&vec![0.9; frames], &vec![0.8; frames]);
+    let step = DenoiseStep {
+        terms: vec![cond.view(), uncond.view()],
+        in_place: 1,
+        frame_axis: 1,
+        coefficients: &Coefficients::new(device, &[rows::weighted(euler)])?,
+        noise: None,
+        noise_base: None,
+        guidance: Some(&weights),
+    };
+    let moved = Work::Bytes(2 * x.bytes() + cond.bytes() + uncond.bytes());
+    let case = format!("guided_euler_{size}");
+    time(c, "denoise_step", &case, &moved, device, || {
+        denoise_step(&step, &mut [x.view_mut()])
+    });
+    Ok(())
 }
 
 /// The machine's own copy: it reads and writes `bytes` each.

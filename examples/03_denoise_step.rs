@@ -1,4 +1,5 @@
-//! A sampler is a list of coefficients: four steps with fresh noise, by one kernel.
+//! A sampler is a list of coefficients: four steps with fresh noise, by one kernel. `Sampler` is this loop for
+//! every solver.
 //!
 //! `cargo run --example 03_denoise_step`
 
@@ -22,6 +23,8 @@ fn main() -> Result<()> {
         frame_axis: 0,
         coefficients: &start,
         noise: Some(noise),
+        noise_base: None,
+        guidance: None,
     };
     denoise_step(&draw, &mut [x.view_mut()])?;
 
@@ -41,6 +44,8 @@ fn main() -> Result<()> {
             frame_axis: 0,
             coefficients: &coefficients,
             noise: Some(noise),
+            noise_base: None,
+            guidance: None,
         };
         denoise_step(&update, &mut [x.view_mut()])?;
     }

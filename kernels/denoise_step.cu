@@ -12,72 +12,20 @@
 // one Philox counter or two, so the noise depends on the element's index and on nothing else. No
 // multiplication is fused with an addition, so that every device rounds alike.
 //
+// What a captured graph cannot have in its arguments comes from memory: the coefficients, the base of
+// the noise's seed and counter, and the weights that guidance.cu makes for the last two terms.
+//
 // Floors: bytes of all terms and outputs / bandwidth; with noise about 45 operations an element.
 //
 // nvcc reads the next line's flags from build.rs.
 // nvcc: -fmad=false
 #include <kernel.cuh>
+#include <mixed.cuh>
 #include <philox.cuh>
-#include <types.cuh>
 
 namespace {
 
 constexpr int kThreads = 256;
-
-// A run of elements in one row.
-struct Place {
-  int64_t outer, frame, inner;
-};
-
-// N neighbours, widened. Vectors are of 16 bytes at most.
-template <int N, class T>
-__device__ __forceinline__ void read_as(uint64_t base, int64_t at, float* x) {
-  constexpr int kWide = N < kLane16<T> ? N : kLane16<T>;
-  const T* p = address<const T>(base) + at;
-#pragma unroll
-  for (int i = 0; i < N; i += kWide) {
-    Vec<T, kWide> v = load_vec<kWide>(p + i);
-#pragma unroll
-    for (int l = 0; l < kWide; ++l) x[i + l] = to_float(v[l]);
-  }
-}
-
-template <int N, class T>
-__device__ __forceinline__ void write_as(uint64_t base, int64_t at, const float* x) {
-  constexpr int kWide = N < kLane16<T> ? N : kLane16<T>;
-  T* p = address<T>(base) + at;
-#pragma unroll
-  for (int i = 0; i < N; i += kWide) {
-    Vec<T, kWide> v;
-#pragma unroll
-    for (int l = 0; l < kWide; ++l) v[l] = from_float<T>(x[i + l]);
-    store_vec(p + i, v);
-  }
-}
-
-template <int N>
-__device__ __forceinline__ void read(uint64_t base, const int64_t (&strides)[2], int dtype, Place at, float* x) {
-  int64_t offset = at.outer * strides[0] + at.frame * strides[1] + at.inner;
-  if (dtype == PF_DTYPE_F32) {
-    read_as<N, float>(base, offset, x);
-  } else if (dtype == PF_DTYPE_F16) {
-    read_as<N, f16>(base, offset, x);
-  } else {
-    read_as<N, bf16>(base, offset, x);
-  }
-}
-
-template <int N>
-__device__ __forceinline__ void write(uint64_t base, const int64_t (&strides)[2], int dtype, Place at, const float* x) {
-  int64_t offset = at.outer * strides[0] + at.frame * strides[1] + at.inner;
-  if (dtype == PF_DTYPE_F32) {
-    write_as<N, float>(base, offset, x);
-  } else if (dtype == PF_DTYPE_F16) {
-    write_as<N, f16>(base, offset, x);
-  } else {
-    write_as<N, bf16>(base, offset, x);
-  }
-}
 
 // A thread's V elements in runs of N that lie in one row each.
 template <int V, int N>
@@ -90,16 +38,20 @@ __device__ __forceinline__ void denoise_step(const DenoiseStepParams& p) {
 
   // Runs past the end read the last one and write nothing.
   Place places[kRuns];
+  const float* guidance[kRuns];
 #pragma unroll
   for (int r = 0; r < kRuns; ++r) {
     uint32_t run = min(thread * kRuns + r, runs - 1);
     uint32_t row = run / row_runs;
     places[r] = {row / frames, row % frames, static_cast<int64_t>(run % row_runs) * N};
+    guidance[r] = address<const float>(p.guidance);
+    if (p.guidance) guidance[r] += row / static_cast<uint32_t>(p.sample_rows) * 2;
   }
 
   float sums[PF_MAX_OUTPUTS][V] = {};
   float x[V];
   auto add = [&](int term) {
+    const int guided = term - (p.term_count - 2);  // 0 and 1: the last two terms
 #pragma unroll
     for (int j = 0; j < PF_MAX_OUTPUTS; ++j) {
       if (j >= p.output_count) continue;
@@ -107,6 +59,7 @@ __device__ __forceinline__ void denoise_step(const DenoiseStepParams& p) {
 #pragma unroll
       for (int r = 0; r < kRuns; ++r) {
         float c = load(row + places[r].frame);
+        if (p.guidance && (guided == 0 || guided == 1)) c *= load(guidance[r] + guided);
 #pragma unroll
         for (int i = r * N; i < (r + 1) * N; ++i) sums[j][i] += c * x[i];
       }
@@ -120,9 +73,14 @@ __device__ __forceinline__ void denoise_step(const DenoiseStepParams& p) {
     add(k);
   }
   if (p.noise) {
+    uint64_t seed = p.seed, offset = p.offset;
+    if (p.noise_base) {
+      seed += load(address<const uint64_t>(p.noise_base));
+      offset += load(address<const uint64_t>(p.noise_base) + 1);
+    }
 #pragma unroll
     for (int g = 0; g < V / 4; ++g) {
-      normals(p.seed, p.offset, static_cast<uint64_t>(thread) * (V / 4) + g, x + 4 * g);
+      normals(seed, offset, static_cast<uint64_t>(thread) * (V / 4) + g, x + 4 * g);
     }
     add(p.term_count);
   }

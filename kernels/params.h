@@ -275,11 +275,38 @@ typedef struct DenoiseStepParams {
   int64_t frames;
   int64_t inner;
   uint64_t seed;
-  uint64_t offset; /* Philox counter of the first four elements */
+  uint64_t offset;     /* Philox counter of the first four elements */
+  uint64_t noise_base; /* u64 [2], seed and offset that are added to the two above; or 0 */
+  uint64_t guidance;   /* f32 [samples, 2]: factors of the last two terms' coefficients, or 0 */
+  int64_t sample_rows; /* outer x frame rows of a sample */
   int32_t term_count;
   int32_t output_count;
   int32_t noise; /* 1: draw noise */
   int32_t reserved;
 } DenoiseStepParams;
+
+/* Elements whose moments one block of `guidance_moments` sums. */
+#define PF_MOMENTS_PART 4096
+/* Sums of c, u, c c, c u, u u. */
+#define PF_MOMENTS 5
+
+typedef struct GuidanceParams {
+  uint64_t cond;    /* [rows / frames, frames, inner], of its own dtype */
+  uint64_t uncond;  /* the same */
+  uint64_t partial; /* f64 [samples, parts, PF_MOMENTS] */
+  uint64_t weights; /* f32 [samples, 2] */
+  int64_t cond_strides[2];
+  int64_t uncond_strides[2];
+  int64_t frames;
+  int64_t inner;
+  int64_t sample_rows; /* rows of a sample; it has sample_rows x inner elements */
+  int64_t parts;       /* of a sample: elements / PF_MOMENTS_PART, rounded up */
+  double scale;
+  double rescale;
+  int32_t cond_dtype;
+  int32_t uncond_dtype;
+  int32_t zero_star;
+  int32_t reserved;
+} GuidanceParams;
 
 #endif

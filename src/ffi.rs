@@ -6,6 +6,8 @@ pub const PF_MAX_OUTPUTS: u32 = 4;
 pub const PF_DTYPE_F32: u32 = 0;
 pub const PF_DTYPE_F16: u32 = 1;
 pub const PF_DTYPE_BF16: u32 = 2;
+pub const PF_MOMENTS_PART: u32 = 4096;
+pub const PF_MOMENTS: u32 = 5;
 #[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct Segment {
@@ -586,6 +588,9 @@ pub struct DenoiseStepParams {
     pub inner: i64,
     pub seed: u64,
     pub offset: u64,
+    pub noise_base: u64,
+    pub guidance: u64,
+    pub sample_rows: i64,
     pub term_count: i32,
     pub output_count: i32,
     pub noise: i32,
@@ -593,7 +598,7 @@ pub struct DenoiseStepParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of DenoiseStepParams"][::core::mem::size_of::<DenoiseStepParams>() - 400usize];
+    ["Size of DenoiseStepParams"][::core::mem::size_of::<DenoiseStepParams>() - 424usize];
     ["Alignment of DenoiseStepParams"][::core::mem::align_of::<DenoiseStepParams>() - 8usize];
     ["Offset of field: DenoiseStepParams::terms"][::core::mem::offset_of!(DenoiseStepParams, terms) - 0usize];
     ["Offset of field: DenoiseStepParams::outputs"][::core::mem::offset_of!(DenoiseStepParams, outputs) - 64usize];
@@ -612,10 +617,57 @@ const _: () = {
     ["Offset of field: DenoiseStepParams::inner"][::core::mem::offset_of!(DenoiseStepParams, inner) - 360usize];
     ["Offset of field: DenoiseStepParams::seed"][::core::mem::offset_of!(DenoiseStepParams, seed) - 368usize];
     ["Offset of field: DenoiseStepParams::offset"][::core::mem::offset_of!(DenoiseStepParams, offset) - 376usize];
+    ["Offset of field: DenoiseStepParams::noise_base"]
+        [::core::mem::offset_of!(DenoiseStepParams, noise_base) - 384usize];
+    ["Offset of field: DenoiseStepParams::guidance"][::core::mem::offset_of!(DenoiseStepParams, guidance) - 392usize];
+    ["Offset of field: DenoiseStepParams::sample_rows"]
+        [::core::mem::offset_of!(DenoiseStepParams, sample_rows) - 400usize];
     ["Offset of field: DenoiseStepParams::term_count"]
-        [::core::mem::offset_of!(DenoiseStepParams, term_count) - 384usize];
+        [::core::mem::offset_of!(DenoiseStepParams, term_count) - 408usize];
     ["Offset of field: DenoiseStepParams::output_count"]
-        [::core::mem::offset_of!(DenoiseStepParams, output_count) - 388usize];
-    ["Offset of field: DenoiseStepParams::noise"][::core::mem::offset_of!(DenoiseStepParams, noise) - 392usize];
-    ["Offset of field: DenoiseStepParams::reserved"][::core::mem::offset_of!(DenoiseStepParams, reserved) - 396usize];
+        [::core::mem::offset_of!(DenoiseStepParams, output_count) - 412usize];
+    ["Offset of field: DenoiseStepParams::noise"][::core::mem::offset_of!(DenoiseStepParams, noise) - 416usize];
+    ["Offset of field: DenoiseStepParams::reserved"][::core::mem::offset_of!(DenoiseStepParams, reserved) - 420usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct GuidanceParams {
+    pub cond: u64,
+    pub uncond: u64,
+    pub partial: u64,
+    pub weights: u64,
+    pub cond_strides: [i64; 2usize],
+    pub uncond_strides: [i64; 2usize],
+    pub frames: i64,
+    pub inner: i64,
+    pub sample_rows: i64,
+    pub parts: i64,
+    pub scale: f64,
+    pub rescale: f64,
+    pub cond_dtype: i32,
+    pub uncond_dtype: i32,
+    pub zero_star: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GuidanceParams"][::core::mem::size_of::<GuidanceParams>() - 128usize];
+    ["Alignment of GuidanceParams"][::core::mem::align_of::<GuidanceParams>() - 8usize];
+    ["Offset of field: GuidanceParams::cond"][::core::mem::offset_of!(GuidanceParams, cond) - 0usize];
+    ["Offset of field: GuidanceParams::uncond"][::core::mem::offset_of!(GuidanceParams, uncond) - 8usize];
+    ["Offset of field: GuidanceParams::partial"][::core::mem::offset_of!(GuidanceParams, partial) - 16usize];
+    ["Offset of field: GuidanceParams::weights"][::core::mem::offset_of!(GuidanceParams, weights) - 24usize];
+    ["Offset of field: GuidanceParams::cond_strides"][::core::mem::offset_of!(GuidanceParams, cond_strides) - 32usize];
+    ["Offset of field: GuidanceParams::uncond_strides"]
+        [::core::mem::offset_of!(GuidanceParams, uncond_strides) - 48usize];
+    ["Offset of field: GuidanceParams::frames"][::core::mem::offset_of!(GuidanceParams, frames) - 64usize];
+    ["Offset of field: GuidanceParams::inner"][::core::mem::offset_of!(GuidanceParams, inner) - 72usize];
+    ["Offset of field: GuidanceParams::sample_rows"][::core::mem::offset_of!(GuidanceParams, sample_rows) - 80usize];
+    ["Offset of field: GuidanceParams::parts"][::core::mem::offset_of!(GuidanceParams, parts) - 88usize];
+    ["Offset of field: GuidanceParams::scale"][::core::mem::offset_of!(GuidanceParams, scale) - 96usize];
+    ["Offset of field: GuidanceParams::rescale"][::core::mem::offset_of!(GuidanceParams, rescale) - 104usize];
+    ["Offset of field: GuidanceParams::cond_dtype"][::core::mem::offset_of!(GuidanceParams, cond_dtype) - 112usize];
+    ["Offset of field: GuidanceParams::uncond_dtype"][::core::mem::offset_of!(GuidanceParams, uncond_dtype) - 116usize];
+    ["Offset of field: GuidanceParams::zero_star"][::core::mem::offset_of!(GuidanceParams, zero_star) - 120usize];
+    ["Offset of field: GuidanceParams::reserved"][::core::mem::offset_of!(GuidanceParams, reserved) - 124usize];
 };

@@ -15,7 +15,7 @@
 //! | [`ops`] | every kernel as a free function on views |
 //! | [`paging`] | pages, page lists and segments: what ops and cache both speak of |
 //! | [`cache`] | the packed history of one or several videos: [`cache::PackedKvCache`], [`cache::PagePool`] |
-//! | [`schedule`] | time steps, and coefficients of solvers |
+//! | [`schedule`], [`sampler`] | time steps, coefficients of solvers, and their loop |
 //! | [`rollout`] | block after block with a model of yours |
 //!
 //! Data goes down: a model calls the cache (append, select, attend), the cache calls ops, ops check
@@ -86,6 +86,7 @@ pub mod ops;
 pub mod paging;
 pub mod rollout;
 pub mod rope;
+pub mod sampler;
 pub mod schedule;
 pub mod tensor;
 pub mod units;

@@ -6,7 +6,8 @@
 use crate::cache::{Block, PagePool, Pass, Stream};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::denoise_step::{Coefficients, DenoiseStep, Noise, denoise_step};
+use crate::ops::denoise_step::Noise;
+use crate::sampler::Sampler;
 use crate::schedule::Schedule;
 use crate::tensor::{Tensor, View, ViewMut};
 
@@ -54,7 +55,7 @@ pub struct RolloutConfig {
     pub frame_axis: usize,
     /// What latent and velocity are kept as.
     pub dtype: DType,
-    /// The denoising steps.
+    /// The denoising steps, of any solver.
     pub schedule: Schedule,
     /// Decides all noise. Block n draws the same noise in every run, whatever came before it.
     pub seed: u64,
@@ -116,12 +117,8 @@ pub struct Rollout {
     pool: PagePool,
     streams: Vec<Stream>,
     config: RolloutConfig,
-    latent: Tensor,
+    sampler: Sampler,
     velocity: Tensor,
-    /// Turns the latent into noise.
-    start: Coefficients,
-    /// One for each step.
-    steps: Vec<Coefficients>,
 }
 
 impl Rollout {
@@ -153,16 +150,12 @@ impl Rollout {
             let expected = format!("1 to {most}, what the pool was made for");
             return Err(Error::argument(OP, "streams", expected, config.streams.to_string()));
         }
-        let steps = (0..config.schedule.steps().len())
-            .map(|step| Coefficients::new(device, &config.schedule.rows(step, frames)?))
-            .collect::<Result<_>>()?;
+        let velocity = Tensor::zeros(device, config.dtype, &config.latent)?;
         Ok(Rollout {
             pool: pool.clone(),
             streams: (0..config.streams).map(|_| pool.stream()).collect::<Result<_>>()?,
-            latent: Tensor::zeros(device, config.dtype, &config.latent)?,
-            velocity: Tensor::zeros(device, config.dtype, &config.latent)?,
-            start: Coefficients::new(device, &[vec![vec![1.0; frames]]])?,
-            steps,
+            sampler: Sampler::new(&velocity, config.frame_axis, config.schedule.clone())?,
+            velocity,
             config,
         })
     }
@@ -180,31 +173,23 @@ impl Rollout {
         let mut draw = || {
             let drawn = noise;
             noise = noise.after(self.config.latent.iter().product());
-            Some(drawn)
+            drawn
         };
 
-        let start = DenoiseStep {
-            terms: Vec::new(),
-            in_place: 0,
-            frame_axis: self.config.frame_axis,
-            coefficients: &self.start,
-            noise: draw(),
-        };
-        denoise_step(&start, &mut [self.latent.view_mut()])?;
-        for (step, coefficients) in self.config.schedule.steps().iter().zip(&self.steps) {
-            predict(&mut block, model, &self.latent, step.timestep, &mut self.velocity)?;
-            let update = DenoiseStep {
-                terms: vec![self.velocity.view()],
-                in_place: 1,
-                frame_axis: self.config.frame_axis,
-                coefficients,
-                noise: draw(),
-            };
-            denoise_step(&update, &mut [self.latent.view_mut()])?;
+        self.sampler.start(draw())?;
+        for (number, step) in self.config.schedule.steps().iter().enumerate() {
+            predict(
+                &mut block,
+                model,
+                self.sampler.latent(),
+                step.timestep,
+                &mut self.velocity,
+            )?;
+            self.sampler.step(number, self.velocity.view(), draw())?;
         }
-        predict(&mut block, model, &self.latent, CLEAN, &mut self.velocity)?;
+        predict(&mut block, model, self.sampler.latent(), CLEAN, &mut self.velocity)?;
         block.commit()?;
-        Ok(self.latent.view())
+        Ok(self.sampler.latent().view())
     }
 
     /// Blocks made so far.

@@ -4,10 +4,37 @@
 //! 1000 sigma, and a shift bends the way from 1 to 0 towards the noisy end:
 //! `sigma' = shift sigma / (1 + (shift - 1) sigma)`.
 //!
+//! # Solvers
+//!
+//! A step of any [`Solver`] is one launch of [`denoise_step`] over the latent, the tensors that the
+//! solver remembers ([`Schedule::states`]) and the velocity; the latent and the states are read and
+//! written in place. [`Schedule::rows`] has the numbers, so a loop need not know the solver, and
+//! [`Sampler`](crate::sampler::Sampler) is that loop.
+//!
+//! # Other programs' sigmas
+//!
+//! [`Schedule::euler`], [`Schedule::unipc`] and [`Schedule::dpm_solver`] go evenly from 1 to 0 and
+//! shift once. diffusers' schedulers differ from that and from each other; the functions
+//! `diffusers_*` have their numbers, for those who compare or whose model was tuned on them:
+//!
+//! - [`Schedule::diffusers_euler`]: its scheduler shifts the ends of its range when it is made, and
+//!   all sigmas again when steps are set. **The shift is applied twice** to what is near the end:
+//!   with shift 5 the last sigma is 0.0244 where one shift of the same 0.001 gives 0.005.
+//! - [`Schedule::diffusers_unipc`]: shifts once. Its even way leads to 0.001, and 0 stands in that
+//!   one's place. The formulas take ln(1 - sigma), so a first sigma of 1 is lowered to 0.999999.
+//! - [`Schedule::diffusers_dpm_solver`]: begins its range at 0.999 for the same reason; the shift
+//!   makes 0.9998 of it (shift 5).
+//!
+//! Here sigma 1 is exact: the formulas are used in the form whose limit is a number.
+//!
 //! [`denoise_step`]: crate::ops::denoise_step::denoise_step
 
 use crate::error::{Error, Result};
 use crate::ops::denoise_step::rows::{self, Rows};
+
+mod multistep;
+
+use multistep::Around;
 
 /// Time steps of the training schedule: what a model calls sigma 1.
 const TRAIN_STEPS: f64 = 1000.0;
@@ -15,7 +42,7 @@ const TRAIN_STEPS: f64 = 1000.0;
 /// One evaluation of the model and the step that it serves.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// What the model is told: 1000 sigma.
+    /// What the model is told: 1000 sigma, which some of diffusers' tables round down.
     pub timestep: f64,
     /// Noise in the latent that the model sees, 0 to 1.
     pub sigma: f64,
@@ -48,7 +75,34 @@ pub enum Solver {
     /// Along the velocity.
     Euler,
     /// To the clean latent, and back with fresh noise: what few-step models are trained for.
+    ///
+    /// That is multistep sampling of a latent consistency model too ([`Solver::LCM`]).
     Renoise,
+    /// DPM-Solver++ 2M (Lu et al., arXiv 2211.01095, algorithm 2), the midpoint form: second order
+    /// with the clean latent of the step before. The first and the last step are of first order.
+    /// One state.
+    DpmSolver,
+    /// UniPC (Zhao et al., arXiv 2302.04867), "bh2" of second order with the corrector: the step of
+    /// [`Solver::DpmSolver`], corrected at the next evaluation of the model, which costs none of its
+    /// own. The first and the last step are of first order. Two states.
+    UniPc,
+}
+
+impl Solver {
+    /// A latent consistency model (Luo et al., arXiv 2310.04378) under flow matching: to the clean
+    /// latent, and back with fresh noise, which is [`Solver::Renoise`]. The paper's scalings c_skip
+    /// and c_out make a prediction of the clean latent that is x itself at sigma 0; `x - sigma v` is,
+    /// without them.
+    pub const LCM: Solver = Solver::Renoise;
+
+    /// How many tensors of the latent's shape it remembers from step to step.
+    pub fn states(self) -> usize {
+        match self {
+            Solver::Euler | Solver::Renoise => 0,
+            Solver::DpmSolver => 1,
+            Solver::UniPc => 2,
+        }
+    }
 }
 
 /// The steps from noise to a clean latent.
@@ -76,15 +130,51 @@ impl Schedule {
     ///
     /// No steps, a shift that is not finite and above 0.
     pub fn euler(steps: usize, shift: f64) -> Result<Schedule> {
-        const OP: &str = "Schedule::euler";
-        check_steps(OP, steps)?;
-        check_shift(OP, shift)?;
-        let even = |i: usize| (steps - i) as f64 / steps as f64;
-        Ok(Schedule::of((0..steps).map(|i| shifted(even(i), shift)), Solver::Euler))
+        Schedule::even("Schedule::euler", steps, shift, Solver::Euler)
+    }
+
+    /// [`Solver::UniPc`] on the sigmas of [`Schedule::euler`]. Other sigmas:
+    /// [`Schedule::diffusers_unipc`], [`Schedule::from_sigmas`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Schedule::euler`].
+    pub fn unipc(steps: usize, shift: f64) -> Result<Schedule> {
+        Schedule::even("Schedule::unipc", steps, shift, Solver::UniPc)
+    }
+
+    /// [`Solver::DpmSolver`] on the sigmas of [`Schedule::euler`]. Other sigmas:
+    /// [`Schedule::diffusers_dpm_solver`], [`Schedule::from_sigmas`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Schedule::euler`].
+    pub fn dpm_solver(steps: usize, shift: f64) -> Result<Schedule> {
+        Schedule::even("Schedule::dpm_solver", steps, shift, Solver::DpmSolver)
+    }
+
+    /// [`Solver::LCM`] on the sigmas of [`Schedule::euler`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Schedule::euler`].
+    pub fn lcm(steps: usize, shift: f64) -> Result<Schedule> {
+        Schedule::even("Schedule::lcm", steps, shift, Solver::LCM)
+    }
+
+    fn even(op: &'static str, steps: usize, shift: f64, solver: Solver) -> Result<Schedule> {
+        check_steps(op, steps)?;
+        check_shift(op, shift)?;
+        let sigmas: Vec<f64> = (0..steps)
+            .map(|i| shifted((steps - i) as f64 / steps as f64, shift))
+            .collect();
+        check_apart(op, &sigmas, shift)?;
+        Ok(Schedule::of(sigmas.into_iter(), solver))
     }
 
     /// The numbers of diffusers' `FlowMatchEulerDiscreteScheduler` (0.38), to the bit. They end
-    /// in a small sigma before 0 that is shifted twice, and are rounded to f32 on the way.
+    /// in a small sigma before 0 that is **shifted twice**, and are rounded to f32 on the way; the
+    /// [module](self#other-programs-sigmas) says more. [`Schedule::euler`] shifts once.
     ///
     /// # Errors
     ///
@@ -110,6 +200,61 @@ impl Schedule {
         let mut schedule = Schedule::of((0..steps).map(|i| sigma(i).into()), Solver::Euler);
         for step in &mut schedule.steps {
             step.timestep = (step.sigma as f32 * TRAIN_STEPS as f32).into();
+        }
+        Ok(schedule)
+    }
+
+    /// The numbers of diffusers' `UniPCMultistepScheduler` (0.38) with flow sigmas, to the bit of
+    /// f32: evenly from 1 towards 0.001, shifted once, with 0 for the last. A first sigma of 1 is
+    /// 0.999999, as the scheduler needs a finite ln(1 - sigma). Time steps are whole numbers,
+    /// rounded down. [`Schedule::unipc`] needs neither.
+    ///
+    /// # Errors
+    ///
+    /// As [`Schedule::euler`].
+    pub fn diffusers_unipc(steps: usize, shift: f64) -> Result<Schedule> {
+        const TINY: f64 = 1e-6;
+        let sigma = |even: f64| {
+            let sigma = shifted(even, shift);
+            sigma - if (sigma - 1.0).abs() < TINY { TINY } else { 0.0 }
+        };
+        Schedule::diffusers("Schedule::diffusers_unipc", (steps, shift), Solver::UniPc, |i| {
+            sigma(even_to_last(i, steps))
+        })
+    }
+
+    /// The numbers of diffusers' `DPMSolverMultistepScheduler` (0.38) with flow sigmas, to the bit
+    /// of f32: evenly from 0.999, so that ln(1 - sigma) is finite, to 0, shifted once. Time steps
+    /// are whole numbers, rounded down. [`Schedule::dpm_solver`] begins at 1.
+    ///
+    /// # Errors
+    ///
+    /// As [`Schedule::euler`].
+    pub fn diffusers_dpm_solver(steps: usize, shift: f64) -> Result<Schedule> {
+        Schedule::diffusers(
+            "Schedule::diffusers_dpm_solver",
+            (steps, shift),
+            Solver::DpmSolver,
+            // The scheduler counts up from 1 and turns the list around.
+            |i| shifted(1.0 - even_to_last(steps as f64 - i, steps), shift),
+        )
+    }
+
+    /// Sigmas rounded to f32, time steps to whole numbers.
+    fn diffusers(
+        op: &'static str,
+        (steps, shift): (usize, f64),
+        solver: Solver,
+        sigma: impl Fn(f64) -> f64,
+    ) -> Result<Schedule> {
+        check_steps(op, steps)?;
+        check_shift(op, shift)?;
+        let wide: Vec<f64> = (0..steps).map(|i| sigma(i as f64)).collect();
+        let narrow: Vec<f64> = wide.iter().map(|&s| f64::from(s as f32)).collect();
+        check_apart(op, &narrow, shift)?;
+        let mut schedule = Schedule::of(narrow.into_iter(), solver);
+        for (step, sigma) in schedule.steps.iter_mut().zip(wide) {
+            step.timestep = (TRAIN_STEPS * sigma).trunc();
         }
         Ok(schedule)
     }
@@ -186,13 +331,16 @@ impl Schedule {
     }
 
     /// What [`denoise_step`](crate::ops::denoise_step::denoise_step) takes to make one step of this
-    /// schedule for so many frames: one output; terms x, v.
+    /// schedule for so many frames. Outputs are x and the states, all in place; terms are x, the
+    /// states, v.
+    ///
+    /// The first step does not depend on what the states hold, as long as it is finite.
     ///
     /// # Errors
     ///
     /// A step that the schedule does not have.
     pub fn rows(&self, step: usize, frames: usize) -> Result<Vec<Rows>> {
-        let Some(step) = self.steps.get(step) else {
+        let Some(now) = self.steps.get(step) else {
             return Err(Error::argument(
                 "Schedule::rows",
                 "step",
@@ -200,15 +348,56 @@ impl Schedule {
                 step.to_string(),
             ));
         };
-        Ok(vec![match self.solver {
-            Solver::Euler => step.euler(frames),
-            Solver::Renoise => step.renoise(frames),
-        }])
+        Ok(match self.solver {
+            Solver::Euler => vec![now.euler(frames)],
+            Solver::Renoise => vec![now.renoise(frames)],
+            Solver::DpmSolver => multistep::dpm_solver(self.around(step), frames),
+            Solver::UniPc => {
+                let before = step.checked_sub(1).map(|before| self.around(before));
+                multistep::unipc(self.around(step), before, frames)
+            }
+        })
+    }
+
+    /// What [`denoise_step`](crate::ops::denoise_step::denoise_step) takes to begin: outputs x, which
+    /// becomes noise, and the states, which become 0; no terms.
+    pub fn start_rows(&self, frames: usize) -> Vec<Rows> {
+        let states = std::iter::repeat_n(0.0, self.states());
+        std::iter::once(1.0)
+            .chain(states)
+            .map(|c| vec![vec![c; frames]])
+            .collect()
+    }
+
+    /// How many tensors of the latent's shape the solver remembers from step to step.
+    pub fn states(&self) -> usize {
+        self.solver.states()
+    }
+
+    /// The sigmas around a step that is there. Both ends are of first order: nothing is known before
+    /// the first, and the last often ends at sigma 0, where lambda is infinite.
+    fn around(&self, step: usize) -> Around {
+        let inner = step > 0 && step + 1 < self.steps.len();
+        Around {
+            before: inner.then(|| self.steps[step - 1].sigma),
+            now: self.steps[step].sigma,
+            next: self.steps[step].sigma_next,
+        }
     }
 }
 
 fn shifted(sigma: f64, shift: f64) -> f64 {
     shift * sigma / (1.0 + (shift - 1.0) * sigma)
+}
+
+/// Number `i` of an even way from 1 to the last training step in so many steps.
+fn even_to_last(i: f64, steps: usize) -> f64 {
+    let last = 1.0 / TRAIN_STEPS;
+    if i == steps as f64 {
+        last
+    } else {
+        1.0 + i * ((last - 1.0) / steps as f64)
+    }
 }
 
 /// Whether every number is below the one before it.
@@ -233,4 +422,13 @@ fn check_shift(op: &'static str, shift: f64) -> Result<()> {
         "a finite number above 0",
         shift.to_string(),
     ))
+}
+
+/// Steps that go down: a shift that is too large or too small leaves sigmas that are one number.
+fn check_apart(op: &'static str, sigmas: &[f64], shift: f64) -> Result<()> {
+    if falls(sigmas) && sigmas.last().is_some_and(|&s| s > 0.0) {
+        return Ok(());
+    }
+    let expected = format!("a shift under which {} sigmas fall", sigmas.len());
+    Err(Error::argument(op, "shift", expected, shift.to_string()))
 }

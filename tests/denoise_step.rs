@@ -1,8 +1,11 @@
-//! `denoise_step` on every device: to the bit against plain f32 loops, and its noise against theory.
+//! `denoise_step` on every device: to the bit against plain f32 loops, its noise against theory, and
+//! the weights of guidance that it takes from device memory.
 mod common;
 
 use common::{Errors, Golden, Rng, Suite, rounded, widen};
-use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, denoise_step, reference, rows};
+use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, NoiseBase, denoise_step, reference, rows};
+use packforcing::ops::guidance::reference::weights as exact_weights;
+use packforcing::ops::guidance::{Guidance, GuidanceWeights, guidance};
 use packforcing::{DType, Device, Error, Result, SimtOptions, Tensor, View, ViewMut};
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -18,10 +21,22 @@ fn main() -> std::process::ExitCode {
         .on_devices("what is not a number stays where it is", nan_stays)
         .on_devices("coefficients can be set anew", set_anew)
         .on_devices("refuses what does not fit", refusals)
+        .on_devices("a base in memory draws what arguments draw", noise_base)
+        .on_devices(
+            "guidance is near the f64 formula, and the CPU's to the bit",
+            random_guidance,
+        )
+        .on_devices("guidance of one number, and of more parts than threads", guidance_sizes)
+        .on_devices("a mean far above the deviation does not cancel", large_mean)
+        .on_devices("guidance of zeros and constants", degenerate_guidance)
+        .on_devices("what is not a number stays in its sample", nan_guidance)
+        .on_devices("weighted steps equal plain f32 to the bit", weighted_steps)
+        .on_devices("refuses guidance that does not fit", guidance_refusals)
         .plain("refuses bad coefficients", bad_coefficients)
         .plain("noise is normal", noise_is_normal)
         .golden("philox4x32_10", golden_philox)
         .golden("denoise_step", golden_steps)
+        .golden("guidance", golden_guidance)
         .run()
 }
 
@@ -127,6 +142,8 @@ fn pure_noise(device: &Device, noise: Noise, shape: &[usize]) -> Vec<f32> {
         frame_axis: 0,
         coefficients: &Coefficients::new(device, &[vec![vec![1.0; shape[0]]]]).unwrap(),
         noise: Some(noise),
+        noise_base: None,
+        guidance: None,
     };
     denoise_step(&args, &mut [out.view_mut()]).unwrap();
     out.to_vec().unwrap()
@@ -213,6 +230,8 @@ impl Step {
             frame_axis: self.frame_axis,
             coefficients: &Coefficients::new(device, &rows).unwrap(),
             noise: self.noise,
+            noise_base: None,
+            guidance: None,
         };
         let mut views: Vec<ViewMut<'_>> = outputs.iter_mut().map(Strided::view_mut).collect();
         denoise_step(&args, &mut views).unwrap();
@@ -333,6 +352,8 @@ impl Latents {
             frame_axis: 0,
             coefficients: &Coefficients::new(device, &[padded]).unwrap(),
             noise: None,
+            noise_base: None,
+            guidance: None,
         };
         denoise_step(&args, &mut [out.view_mut()]).unwrap();
         let wide: Vec<Vec<f64>> = used.iter().map(|t| widen(t)).collect();
@@ -432,6 +453,8 @@ fn nan_stays(device: &Device) {
         frame_axis: 0,
         coefficients: &Coefficients::new(device, &[vec![vec![2.0, 3.0], vec![0.0; 2]]]).unwrap(),
         noise: None,
+        noise_base: None,
+        guidance: None,
     };
     denoise_step(&args, &mut [tensor.view_mut()]).unwrap();
     for (e, &y) in tensor.to_vec::<f32>().unwrap().iter().enumerate() {
@@ -457,6 +480,8 @@ fn set_anew(device: &Device) {
             frame_axis: 0,
             coefficients,
             noise: None,
+            noise_base: None,
+            guidance: None,
         };
         denoise_step(&args, &mut [x.view_mut()])
     };
@@ -496,6 +521,8 @@ fn refusals(device: &Device) {
             frame_axis,
             coefficients,
             noise: None,
+            noise_base: None,
+            guidance: None,
         };
         let result = denoise_step(&args, &mut [out.view_mut()]);
         let untouched = out.to_vec::<f32>().unwrap().iter().all(|&x| x == 9.0);
@@ -520,6 +547,8 @@ fn refusals(device: &Device) {
         frame_axis: 1,
         coefficients: &one,
         noise: None,
+        noise_base: None,
+        guidance: None,
     };
     assert_eq!(
         refused(denoise_step(&none, &mut [f32s(&[0, 3, 4]).view_mut()])),
@@ -545,6 +574,8 @@ fn refusals(device: &Device) {
         frame_axis,
         coefficients,
         noise: None,
+        noise_base: None,
+        guidance: None,
     };
     assert_eq!(
         refused(denoise_step(&args(gap, 0, &one), &mut [out.view_mut()])),
@@ -556,6 +587,446 @@ fn refusals(device: &Device) {
         refused(denoise_step(&args(apart, 2, &one), &mut [out.view_mut()])),
         "terms"
     );
+}
+
+fn noise_base(device: &Device) {
+    let mut rng = Rng::new("base");
+    let mut base = NoiseBase::new(device, Noise { seed: 1, offset: 2 }).unwrap();
+    let draw = |base: &NoiseBase, noise: Noise, shape: &[usize]| {
+        let mut out = Tensor::from_slice(device, &vec![f32::NAN; shape.iter().product()], shape).unwrap();
+        let args = DenoiseStep {
+            terms: vec![],
+            in_place: 0,
+            frame_axis: 0,
+            coefficients: &Coefficients::new(device, &[vec![vec![1.0; shape[0]]]]).unwrap(),
+            noise: Some(noise),
+            noise_base: Some(base),
+            guidance: None,
+        };
+        denoise_step(&args, &mut [out.view_mut()]).unwrap();
+        out.to_vec::<f32>().unwrap()
+    };
+    let fresh = draw(&base, Noise { seed: 0, offset: 0 }, &[2, 40]);
+    assert_eq!(bits(&fresh), bits(&cpu_noise(Noise { seed: 1, offset: 2 }, 80)));
+    for shape in [&[1, 239][..], &[3, 4, 5], &[4, 96]] {
+        // Halves of both words, and sums past the end.
+        for (seed, offset) in [(rng.bits(), rng.bits()), (u64::MAX, u64::MAX), (1 << 32, 3 << 32)] {
+            base.set(Noise { seed, offset }).unwrap();
+            let noise = Noise {
+                seed: rng.bits(),
+                offset: rng.bits(),
+            };
+            let sum = Noise {
+                seed: seed.wrapping_add(noise.seed),
+                offset: offset.wrapping_add(noise.offset),
+            };
+            let (based, given) = (draw(&base, noise, shape), pure_noise(device, sum, shape));
+            assert_eq!(bits(&based), bits(&given), "base {seed}, {offset} and {noise:?}");
+            assert_ne!(bits(&based), bits(&pure_noise(device, noise, shape)));
+        }
+    }
+    // Of no use without noise, and then not in the way.
+    let elsewhere = Device::simt(SimtOptions::default()).unwrap_or_else(|_| Device::cpu());
+    let mut x = Tensor::from_slice(device, &[1.0f32], &[1]).unwrap();
+    let coefficients = Coefficients::new(device, &[vec![vec![2.0], vec![0.0]]]).unwrap();
+    let mut step = |base: &NoiseBase| {
+        let args = DenoiseStep {
+            terms: vec![],
+            in_place: 1,
+            frame_axis: 0,
+            coefficients: &coefficients,
+            noise: None,
+            noise_base: Some(base),
+            guidance: None,
+        };
+        denoise_step(&args, &mut [x.view_mut()])
+    };
+    step(&base).unwrap();
+    if elsewhere != *device {
+        let foreign = NoiseBase::new(&elsewhere, Noise { seed: 1, offset: 2 }).unwrap();
+        assert_eq!(argument(step(&foreign), "denoise_step"), "noise_base");
+    }
+    assert_eq!(x.to_vec::<f32>().unwrap(), [2.0]);
+}
+
+/// How c and u become one velocity.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    scale: f64,
+    zero_star: bool,
+    rescale: f64,
+}
+
+const HOWS: [How; 5] = [
+    How {
+        scale: 5.0,
+        zero_star: false,
+        rescale: 0.0,
+    },
+    How {
+        scale: 5.0,
+        zero_star: true,
+        rescale: 0.0,
+    },
+    How {
+        scale: 5.0,
+        zero_star: false,
+        rescale: 0.7,
+    },
+    How {
+        scale: 7.5,
+        zero_star: true,
+        rescale: 1.0,
+    },
+    How {
+        scale: 1.0,
+        zero_star: true,
+        rescale: 0.3,
+    },
+];
+
+fn run_guidance(
+    device: &Device,
+    c: View<'_>,
+    u: View<'_>,
+    frame_axis: usize,
+    samples: usize,
+    how: How,
+) -> GuidanceWeights {
+    let mut weights = GuidanceWeights::new(device, c.shape(), samples).unwrap();
+    let args = Guidance {
+        cond: c,
+        uncond: u,
+        frame_axis,
+        scale: how.scale,
+        zero_star: how.zero_star,
+        rescale: how.rescale,
+    };
+    guidance(&args, &mut weights).unwrap();
+    weights
+}
+
+/// The weights of dense f32 velocities of one sample each.
+fn weights_of(device: &Device, c: &[f32], u: &[f32], samples: usize, how: How) -> Vec<f32> {
+    let shape = [samples, 1, c.len() / samples];
+    let [c, u] = [c, u].map(|x| Tensor::from_slice(device, x, &shape).unwrap());
+    let weights = run_guidance(device, c.view(), u.view(), 1, samples, how);
+    weights.view().to_vec().unwrap()
+}
+
+/// Each weight rounds once to f32; what f64 sums leave is far below, of the largest weight.
+fn near_weights(got: &[f32], exact: [f64; 2], what: &str) {
+    for (got, exact_one) in got.iter().zip(exact) {
+        let bound = f64::from(f32::EPSILON) / 2.0 * exact_one.abs() + 1e-11 * exact[0].abs().max(exact[1].abs());
+        let error = (f64::from(*got) - exact_one).abs();
+        assert!(error <= bound, "{got} for {exact_one}: {error:e} > {bound:e}, {what}");
+    }
+}
+
+/// Weights of strided velocities against f64, and against the CPU's from dense ones.
+fn check_guidance(device: &Device, rng: &mut Rng, shape: &[usize], frame_axis: usize, strided: bool) {
+    let count: usize = shape.iter().product();
+    let dtypes = [0, 1].map(|_| FLOATS[rng.below(0..3)]);
+    // A mean of its own, and some of c in u.
+    let c: Vec<f32> = rng.normals(count).iter().map(|x| x + 0.5).collect();
+    let u: Vec<f32> = rng
+        .normals(count)
+        .iter()
+        .zip(&c)
+        .map(|(x, c)| x + 0.7 * c - 1.0)
+        .collect();
+    let (c, u) = (rounded(dtypes[0], &c), rounded(dtypes[1], &u));
+    let mut margins = || {
+        let mut dims = vec![0, frame_axis, frame_axis + 1];
+        dims.dedup();
+        dims.retain(|&d| strided && d < shape.len());
+        dims.iter()
+            .map(|&d| (d, rng.below(0..3), rng.below(0..9)))
+            .collect::<Vec<_>>()
+    };
+    let places = [margins(), margins()];
+    let [on_c, on_u] = [(0, &c), (1, &u)].map(|(i, x)| Strided::new(device, dtypes[i], x, shape, places[i].clone()));
+    let samples = if rng.below(0..2) == 0 { 1 } else { shape[0] };
+    let how = HOWS[rng.below(0..HOWS.len())];
+    let what = format!("{shape:?}, frames {frame_axis}, {samples} samples, {dtypes:?}, {how:?}");
+    let weights = run_guidance(device, on_c.view(), on_u.view(), frame_axis, samples, how);
+    let got = weights.view().to_vec::<f32>().unwrap();
+    let (wide_c, wide_u) = (widen(&c), widen(&u));
+    let parts = wide_c.chunks(count / samples).zip(wide_u.chunks(count / samples));
+    for (got, (c, u)) in got.chunks(2).zip(parts) {
+        near_weights(got, exact_weights(c, u, how.scale, how.zero_star, how.rescale), &what);
+    }
+    assert_eq!(
+        bits(&got),
+        bits(&weights_of(&Device::cpu(), &c, &u, samples, how)),
+        "{what}"
+    );
+}
+
+fn random_guidance(device: &Device) {
+    let mut rng = Rng::new("guidance");
+    for _ in 0..60 {
+        let rank = rng.below(1..5);
+        let mut shape: Vec<usize> = (0..rank).map(|_| rng.below(1..6)).collect();
+        shape[rank - 1] = [2, 3, 4, 8, 12, 31, 257, 2000][rng.below(0..8)];
+        let (frame_axis, strided) = (rng.below(0..rank), rng.below(0..2) == 1);
+        check_guidance(device, &mut rng, &shape, frame_axis, strided);
+    }
+}
+
+fn guidance_sizes(device: &Device) {
+    let mut rng = Rng::new("guidance sizes");
+    // One element, one past and one short of a part, and 257 parts of one sample.
+    for shape in [
+        &[1][..],
+        &[5, 1],
+        &[1, 4095],
+        &[1, 4097],
+        &[3, 4096],
+        &[1, 4, 4096 * 64 + 4],
+    ] {
+        check_guidance(device, &mut rng, shape, shape.len().min(2) - 1, false);
+    }
+}
+
+/// 1000 deviations: a sum of squares in f32 would keep 2^-24 of 10^6 variances, 6% of one.
+fn large_mean(device: &Device) {
+    let mut rng = Rng::new("mean");
+    let c: Vec<f32> = rng.normals(9000).iter().map(|x| x + 1000.0).collect();
+    let u: Vec<f32> = rng.normals(9000).iter().map(|x| 3.0 * x - 2000.0).collect();
+    for how in HOWS {
+        let got = weights_of(device, &c, &u, 1, how);
+        let exact = exact_weights(&widen(&c), &widen(&u), how.scale, how.zero_star, how.rescale);
+        // (mean / deviation)^2 of 2^-53, some hundred roundings: 1e-8 at most.
+        for (got, exact) in got.iter().zip(exact) {
+            assert!(
+                (f64::from(*got) - exact).abs() <= 1e-7 * exact.abs(),
+                "{got} for {exact}, {how:?}"
+            );
+        }
+    }
+    // At 10^6 deviations so much cancels that f32 shows the last bits of the sums: they are the CPU's.
+    let how = How {
+        scale: 5.0,
+        zero_star: false,
+        rescale: 1.0,
+    };
+    for _ in 0..20 {
+        let c: Vec<f32> = rng.normals(4000).iter().map(|x| x + 1e6).collect();
+        let u = &u[..c.len()];
+        let got = weights_of(device, &c, u, 1, how);
+        assert_eq!(bits(&got), bits(&weights_of(&Device::cpu(), &c, u, 1, how)));
+    }
+}
+
+fn degenerate_guidance(device: &Device) {
+    let some = Rng::new("some").normals(5000);
+    let (zeros, constant) = (vec![0.0f32; 5000], vec![1000.3f32; 5000]);
+    let how = |scale, zero_star, rescale| How {
+        scale,
+        zero_star,
+        rescale,
+    };
+    // <c, u> / <u, u> of u = 0: u has no part.
+    assert_eq!(weights_of(device, &some, &zeros, 1, how(5.0, true, 0.0)), [5.0, 0.0]);
+    assert_eq!(weights_of(device, &zeros, &zeros, 1, how(5.0, true, 0.7)), [5.0, 0.0]);
+    assert_eq!(weights_of(device, &zeros, &some, 1, how(5.0, true, 0.0)), [5.0, 0.0]);
+    // Sums of a constant round up or down as their length has it.
+    for (i, number) in [1000.3f32, 0.1, -7.77e8, 3.3e-5, 1.0 / 3.0]
+        .repeat(8)
+        .into_iter()
+        .enumerate()
+    {
+        let constant = vec![number; 4961 + i];
+        let varied: Vec<f32> = some[..constant.len()].iter().map(|x| x * number).collect();
+        // Guided and c are constant: nothing to bring back.
+        assert_eq!(
+            weights_of(device, &constant, &constant, 1, how(5.0, false, 0.7)),
+            [5.0, -4.0]
+        );
+        // c is constant and the guided velocity is not: its deviation goes to 1 - 0.75 of it.
+        assert_eq!(
+            weights_of(device, &constant, &varied, 1, how(5.0, false, 0.75)),
+            [1.25, -1.0],
+            "{number}"
+        );
+    }
+    // Scale 1 is c, whatever else; c guided by itself is c.
+    assert_eq!(weights_of(device, &some, &constant, 1, how(1.0, true, 0.7)), [1.0, 0.0]);
+    assert_eq!(weights_of(device, &some, &some, 1, how(5.0, true, 0.0)), [5.0, -4.0]);
+    assert_eq!(weights_of(device, &some, &zeros, 1, how(0.0, true, 0.0)), [0.0, 0.0]);
+    // Before any guidance: c.
+    let weights = GuidanceWeights::new(device, &[2, 3], 2).unwrap();
+    assert_eq!(weights.view().to_vec::<f32>().unwrap(), [1.0, 0.0, 1.0, 0.0]);
+}
+
+fn nan_guidance(device: &Device) {
+    let mut rng = Rng::new("nan");
+    let (c, u) = (rng.normals(3 * 500), rng.normals(3 * 500));
+    let how = How {
+        scale: 5.0,
+        zero_star: true,
+        rescale: 0.7,
+    };
+    let whole = weights_of(device, &c, &u, 3, how);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for in_u in [false, true] {
+            let (mut c, mut u) = (c.clone(), u.clone());
+            let broken = if in_u { &mut u } else { &mut c };
+            broken[700] = bad;
+            let got = weights_of(device, &c, &u, 3, how);
+            assert!(got[2..4].iter().all(|w| w.is_nan()), "{bad}: {got:?}");
+            assert_eq!((&got[..2], &got[4..]), (&whole[..2], &whole[4..]));
+        }
+    }
+    // The largest f32 squared is nothing to f64.
+    let large: Vec<f32> = c.iter().map(|x| x.signum() * f32::MAX).collect();
+    assert!(weights_of(device, &large, &u, 3, how).iter().all(|w| w.is_finite()));
+}
+
+fn weighted_steps(device: &Device) {
+    let mut rng = Rng::new("weighted");
+    // Rows of vectors of 8, of 4 and of anything; frames before and behind the samples.
+    for (i, (shape, frame_axis)) in [
+        (vec![2, 3, 4, 16], 2),
+        (vec![3, 2, 12], 1),
+        (vec![4, 5], 0),
+        (vec![2, 3, 1], 1),
+        (vec![5, 7], 1),
+        (vec![1, 2, 31], 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let count: usize = shape.iter().product();
+        let (frames, inner): (usize, usize) = (shape[frame_axis], shape[frame_axis + 1..].iter().product());
+        let dtypes = [FLOATS[i % 3], FLOATS[i / 3]];
+        // x in place, another term, c and u.
+        let data: Vec<Vec<f32>> = (0..4).map(|k| rounded(dtypes[k % 2], &rng.normals(count))).collect();
+        let tensors: Vec<Tensor> = (0..4)
+            .map(|k| Tensor::from_f32(device, dtypes[k % 2], &data[k], &shape).unwrap())
+            .collect();
+        let row = |rng: &mut Rng| -> Vec<f64> { (0..frames).map(|_| rng.normal()).collect() };
+        let rows: Vec<rows::Rows> = (0..2)
+            .map(|_| rows::weighted((0..4).map(|_| row(&mut rng)).collect()))
+            .collect();
+        let noise = Noise { seed: 3, offset: 9 };
+        for samples in [1, shape[0]] {
+            let how = HOWS[3]; // other weights for every sample
+            let weights = run_guidance(device, tensors[2].view(), tensors[3].view(), frame_axis, samples, how);
+            let factors = weights.view().to_vec::<f32>().unwrap();
+            let mut x = Tensor::from_f32(device, dtypes[0], &data[0], &shape).unwrap();
+            let mut out = Tensor::from_f32(device, DType::F32, &vec![f32::NAN; count], &shape).unwrap();
+            let args = DenoiseStep {
+                terms: tensors[1..].iter().map(Tensor::view).collect(),
+                in_place: 1,
+                frame_axis,
+                coefficients: &Coefficients::new(device, &rows).unwrap(),
+                noise: Some(noise),
+                noise_base: None,
+                guidance: Some(&weights),
+            };
+            denoise_step(&args, &mut [x.view_mut(), out.view_mut()]).unwrap();
+            let drawn = cpu_noise(noise, count);
+            for (rows, got) in rows.iter().zip([&x, &out]) {
+                let expected: Vec<f32> = (0..count)
+                    .map(|e| {
+                        let factor = |k: usize| {
+                            if k < 2 {
+                                1.0
+                            } else {
+                                factors[e / (count / samples) * 2 + k - 2]
+                            }
+                        };
+                        let mut sum = 0.0f32;
+                        for (k, term) in data.iter().enumerate() {
+                            sum += rows[k][e / inner % frames] as f32 * factor(k) * term[e];
+                        }
+                        sum + rows[4][e / inner % frames] as f32 * drawn[e]
+                    })
+                    .collect();
+                let expected = rounded(got.dtype(), &expected);
+                assert_eq!(
+                    bits(&got.to_f32_vec().unwrap()),
+                    bits(&expected),
+                    "{shape:?}, {samples} samples"
+                );
+            }
+        }
+    }
+}
+
+fn guidance_refusals(device: &Device) {
+    let new = |shape: &[usize], samples| GuidanceWeights::new(device, shape, samples);
+    for samples in [0, 3, 6] {
+        assert_eq!(argument(new(&[2, 3], samples), "GuidanceWeights::new"), "samples");
+    }
+    for shape in [&[0, 3][..], &[1 << 16, 1 << 15], &[usize::MAX, 2]] {
+        assert_eq!(argument(new(shape, 1), "GuidanceWeights::new"), "shape");
+    }
+    let mut weights = new(&[2, 3, 4], 2).unwrap();
+    assert_eq!((weights.samples(), weights.shape()), (2, &[2, 3, 4][..]));
+    let f32s = |shape: &[usize]| Tensor::zeros(device, DType::F32, shape).unwrap();
+    let (good, other, whole) = (
+        f32s(&[2, 3, 4]),
+        f32s(&[2, 12]),
+        Tensor::zeros(device, DType::I32, &[2, 3, 4]).unwrap(),
+    );
+    let gap = f32s(&[2, 3, 5]);
+    let gap = gap.view().narrow(2, 0, 4).unwrap();
+    let mut attempt = |cond: &View<'_>, uncond: &View<'_>, frame_axis, scale, rescale| {
+        let args = Guidance {
+            cond: cond.clone(),
+            uncond: uncond.clone(),
+            frame_axis,
+            scale,
+            zero_star: true,
+            rescale,
+        };
+        let result = guidance(&args, &mut weights);
+        let untouched = weights.view().to_vec::<f32>().unwrap() == [1.0, 0.0, 1.0, 0.0];
+        assert!(result.is_ok() || untouched);
+        result.map_err(|e| argument::<()>(Err(e), "guidance"))
+    };
+    let good = &good.view();
+    assert_eq!(attempt(&other.view(), good, 1, 5.0, 0.0), Err("cond"));
+    assert_eq!(attempt(good, &other.view(), 1, 5.0, 0.0), Err("uncond"));
+    assert_eq!(attempt(&whole.view(), good, 1, 5.0, 0.0), Err("cond"));
+    assert_eq!(attempt(good, &gap, 0, 5.0, 0.0), Err("uncond"));
+    assert_eq!(attempt(good, good, 3, 5.0, 0.0), Err("frame_axis"));
+    assert_eq!(attempt(good, good, 1, f64::NAN, 0.0), Err("scale"));
+    assert_eq!(attempt(good, good, 1, 1e39, 0.0), Err("scale"));
+    assert_eq!(attempt(good, good, 1, 5.0, f64::INFINITY), Err("rescale"));
+    let elsewhere = Device::simt(SimtOptions::default()).unwrap_or_else(|_| Device::cpu());
+    if elsewhere != *device {
+        let foreign = Tensor::zeros(&elsewhere, DType::F32, &[2, 3, 4]).unwrap();
+        assert_eq!(attempt(&foreign.view(), good, 1, 5.0, 0.0), Err("cond"));
+    }
+    attempt(good, &gap, 1, 5.0, 0.0).unwrap();
+
+    // In the step: another shape, too few terms, another device.
+    let step = |weights: &GuidanceWeights, terms: usize| {
+        let mut out = f32s(&[2, 3, 4]);
+        let mut rows = vec![vec![1.0; 3]; 3];
+        rows[2].fill(0.0);
+        let args = DenoiseStep {
+            terms: vec![good.clone(); terms],
+            in_place: 2 - terms,
+            frame_axis: 1,
+            coefficients: &Coefficients::new(device, &[rows]).unwrap(),
+            noise: None,
+            noise_base: None,
+            guidance: Some(weights),
+        };
+        denoise_step(&args, &mut [out.view_mut()]).map_err(|e| argument::<()>(Err(e), "denoise_step"))
+    };
+    step(&new(&[2, 3, 4], 1).unwrap(), 2).unwrap();
+    assert_eq!(step(&new(&[2, 3, 4], 1).unwrap(), 1), Err("guidance"));
+    assert_eq!(step(&new(&[2, 12], 1).unwrap(), 2), Err("guidance"));
+    if elsewhere != *device {
+        let foreign = GuidanceWeights::new(&elsewhere, &[2, 3, 4], 1).unwrap();
+        assert_eq!(step(&foreign, 2), Err("guidance"));
+    }
 }
 
 fn bad_coefficients() {
@@ -675,6 +1146,55 @@ fn golden_steps(golden: &Golden) {
             assert!(far < 1e-12, "the reference of {name}: {far:e}");
             let error = Errors::of(&got, &truth).max;
             assert!(error <= latents.bound(rows), "{name} on {device}: {error:e}");
+        }
+    }
+}
+
+fn golden_guidance(golden: &Golden) {
+    let load = |name: &str| golden.tensor("denoise_step.safetensors", name);
+    let ((c, shape), (u, _)) = (load("v"), load("v_uncond"));
+    let narrow = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+    let plain = How {
+        scale: 5.0,
+        zero_star: false,
+        rescale: 0.0,
+    };
+    let cases = [
+        ("cfg5", plain),
+        (
+            "cfg_zero_star5",
+            How {
+                zero_star: true,
+                ..plain
+            },
+        ),
+        ("cfg5_rescale_0.7", How { rescale: 0.7, ..plain }),
+    ];
+    for (name, how) in cases {
+        let (truth, _) = load(name);
+        let [a, b] = exact_weights(&c, &u, how.scale, how.zero_star, how.rescale);
+        let far = (0..c.len())
+            .map(|e| (a * c[e] + b * u[e] - truth[e]).abs())
+            .fold(0.0, f64::max);
+        assert!(far < 1e-11, "the reference of {name}: {far:e}");
+        for device in devices() {
+            let [c, u] = [&c, &u].map(|x| Tensor::from_slice(&device, &narrow(x), &shape).unwrap());
+            let mut out = Tensor::zeros(&device, DType::F32, &shape).unwrap();
+            let velocity = rows::weighted(vec![vec![1.0; shape[0]], vec![0.0; shape[0]]]);
+            let args = DenoiseStep {
+                terms: vec![c.view(), u.view()],
+                in_place: 0,
+                frame_axis: 0,
+                coefficients: &Coefficients::new(&device, &[velocity]).unwrap(),
+                noise: None,
+                noise_base: None,
+                guidance: Some(&run_guidance(&device, c.view(), u.view(), 0, 1, how)),
+            };
+            denoise_step(&args, &mut [out.view_mut()]).unwrap();
+            // Weights, products and the sum round once each: at most 5 times 5.
+            let error = Errors::of(&out.to_vec::<f32>().unwrap(), &truth).max;
+            let bound = 3.0 / 2.0 * f64::from(f32::EPSILON) * 2.0 * 5.0 * 5.0;
+            assert!(error <= bound, "{name} on {device}: {error:e}");
         }
     }
 }

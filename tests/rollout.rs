@@ -177,6 +177,19 @@ fn main() -> ExitCode {
         assert!(errors.max < 1e-5, "two roundings of numbers below 8: {errors:?}");
     });
 
+    suite.on_devices("every_solver_ends_at_the_models_x0", |device| {
+        for solver in [Solver::Euler, Solver::LCM, Solver::DpmSolver, Solver::UniPc] {
+            let schedule = Schedule::from_sigmas(&[1.0, 0.9, 0.6, 0.3, 0.0], solver).expect("it falls");
+            let mut model = Pull::new();
+            let blocks = video(&cache(device), schedule, &mut model, 3);
+            let errors = Errors::of(&blocks[2], &widen(&model.x0));
+            assert!(
+                errors.max < 1e-5,
+                "{solver:?}: roundings of numbers below 8: {errors:?}"
+            );
+        }
+    });
+
     suite.on_kernels("kernels_make_the_cpus_video", |device| {
         // Attention in bf16 rounds queries, keys and weights, 2^-8 each, and half of it goes into x0.
         // Each block attends to those before it, so half of their error comes on top: twice as much.
@@ -190,14 +203,16 @@ fn main() -> ExitCode {
     });
 
     suite.on_devices("a_model_that_fails_leaves_the_video_as_it_was", |device| {
-        let expected = video(&cache(device), few_step(), &mut Pull::new(), 5);
-        for pass in 10..=12 {
+        // Two solvers of two steps: one that remembers nothing, and one whose states a failed block leaves.
+        let schedules = [few_step(), Schedule::unipc(2, 5.0).expect("two steps")];
+        for (schedule, pass) in schedules.iter().flat_map(|s| (10..=12).map(move |pass| (s, pass))) {
+            let expected = video(&cache(device), schedule.clone(), &mut Pull::new(), 5);
             let mut model = Pull {
                 fails: Some(pass),
                 ..Pull::new()
             };
             let pool = cache(device);
-            let mut video = Rollout::new(&pool, config(few_step())).expect("it fits");
+            let mut video = Rollout::new(&pool, config(schedule.clone())).expect("it fits");
             let mut blocks = Vec::new();
             while blocks.len() < 5 {
                 let before = (video.blocks(), pool.free_pages());

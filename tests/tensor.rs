@@ -449,6 +449,8 @@ fn half_step(device: &Device, v: View<'_>, x: ViewMut<'_>) {
         frame_axis: 0,
         coefficients: &coefficients,
         noise: None,
+        noise_base: None,
+        guidance: None,
     };
     denoise_step(&step, &mut [x]).expect("a step");
 }

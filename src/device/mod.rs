@@ -433,5 +433,6 @@ kernel_params!(
     SumKeysParams,
     ScoreBlocksParams,
     SelectBlocksParams,
-    DenoiseStepParams
+    DenoiseStepParams,
+    GuidanceParams
 );

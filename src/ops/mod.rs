@@ -5,6 +5,7 @@
 pub mod append_kv;
 pub mod attention;
 pub mod denoise_step;
+pub mod guidance;
 pub mod match_tokens;
 pub mod merge_states;
 pub mod merge_tokens;

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{DenoiseStep, Layout, MAX_OUTPUTS, Plan};
+use super::layout::Layout;
+use super::{DenoiseStep, MAX_OUTPUTS, Plan};
 use crate::dtype::{DType, Float, bf16, f16, with_float};
 use crate::tensor::{View, ViewMut};
 
@@ -27,6 +28,13 @@ pub(super) fn denoise_step(args: &DenoiseStep<'_>, plan: &Plan, outputs: &mut [V
     let numbers = args.coefficients.rows.view();
     let numbers = numbers.host::<f32>();
     let in_place = args.in_place;
+    let noise = args
+        .noise
+        .map(|noise| args.noise_base.map_or(noise, |base| base.plus(noise)));
+    let weights = args.guidance.map(|weights| {
+        let (numbers, rows) = (weights.view(), plan.sample_rows(weights));
+        (numbers.host::<f32>(), rows)
+    });
     let mut pieces: Vec<Piece<'_>> = Vec::new();
     for (output, layout) in outputs.iter_mut().zip(&plan.outputs) {
         match output.dtype() {
@@ -39,8 +47,14 @@ pub(super) fn denoise_step(args: &DenoiseStep<'_>, plan: &Plan, outputs: &mut [V
         let frame = piece.row % plan.frames;
         let length = piece.outputs[0].len();
         let number = |output: usize, term: usize| {
-            let rows = plan.terms.len() + 1;
-            numbers[(output * rows + term) * plan.frames + frame]
+            let terms = plan.terms.len();
+            let c = numbers[(output * (terms + 1) + term) * plan.frames + frame];
+            match weights {
+                Some((weights, rows)) if (terms - 2..terms).contains(&term) => {
+                    c * weights[piece.row / rows * 2 + term + 2 - terms]
+                }
+                _ => c,
+            }
         };
         let mut buffer = [0.0f32; PIECE];
         let mut sums = [[0.0f32; PIECE]; MAX_OUTPUTS];
@@ -64,7 +78,7 @@ pub(super) fn denoise_step(args: &DenoiseStep<'_>, plan: &Plan, outputs: &mut [V
             }
             add(x, term);
         }
-        if let Some(noise) = args.noise {
+        if let Some(noise) = noise {
             noise.fill((piece.row * plan.inner + piece.start) as u64, x);
             add(x, plan.terms.len());
         }

@@ -1,8 +1,8 @@
 //! The launch for CUDA and SIMT.
 
-use super::{DenoiseStep, Layout, Plan};
+use super::layout::{aligned, tag};
+use super::{DenoiseStep, Plan};
 use crate::device::{Launch, Span};
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::ffi;
 use crate::tensor::{View, ViewMut};
@@ -20,6 +20,9 @@ pub(super) fn denoise_step(args: &DenoiseStep<'_>, plan: &Plan, outputs: &mut [V
         inner: plan.inner as i64,
         seed: args.noise.map_or(0, |n| n.seed),
         offset: args.noise.map_or(0, |n| n.offset),
+        noise_base: args.noise_base.map_or(0, |base| base.numbers.address()),
+        guidance: args.guidance.map_or(0, |weights| weights.view().address()),
+        sample_rows: args.guidance.map_or(0, |weights| plan.sample_rows(weights)) as i64,
         term_count: plan.terms.len() as i32,
         output_count: plan.outputs.len() as i32,
         noise: args.noise.is_some().into(),
@@ -48,6 +51,8 @@ pub(super) fn denoise_step(args: &DenoiseStep<'_>, plan: &Plan, outputs: &mut [V
     let mut memory: Vec<Span> = args.terms.iter().map(View::span).collect();
     memory.extend(outputs.iter().map(ViewMut::span));
     memory.push(numbers.span());
+    memory.extend(args.noise_base.map(|base| base.numbers.view().span()));
+    memory.extend(args.guidance.map(|weights| weights.view().span()));
     numbers.device().launch(&Launch {
         module: "denoise_step",
         kernel,
@@ -57,21 +62,4 @@ pub(super) fn denoise_step(args: &DenoiseStep<'_>, plan: &Plan, outputs: &mut [V
         params: &params,
         memory: &memory,
     })
-}
-
-/// Whether every run of `lanes` elements can be moved as vectors of at most 16 bytes.
-fn aligned(view: &View<'_>, layout: Layout, lanes: usize) -> bool {
-    let bytes = (lanes * view.dtype().bytes()).min(16);
-    let step = bytes / view.dtype().bytes();
-    view.address().is_multiple_of(bytes as u64)
-        && layout.outer.is_multiple_of(step)
-        && layout.frame.is_multiple_of(step)
-}
-
-fn tag(dtype: DType) -> i32 {
-    (match dtype {
-        DType::F16 => ffi::PF_DTYPE_F16,
-        DType::BF16 => ffi::PF_DTYPE_BF16,
-        _ => ffi::PF_DTYPE_F32,
-    }) as i32
 }

@@ -7,19 +7,21 @@ use crate::device::{Device, DeviceKind};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ffi;
-use crate::ops::check::{AnyView, Check};
+use crate::ops::check::Check;
+use crate::ops::guidance::GuidanceWeights;
 use crate::tensor::{Tensor, View, ViewMut};
 
 mod cpu;
 mod gpu;
+pub(crate) mod layout;
 pub(crate) mod noise;
 pub mod reference;
 pub mod rows;
 
+use layout::{Layout, MAX_ELEMENTS, layout};
+
 const MAX_TERMS: usize = ffi::PF_MAX_TERMS as usize;
 const MAX_OUTPUTS: usize = ffi::PF_MAX_OUTPUTS as usize;
-/// Kernels count elements in 32 bits.
-const MAX_ELEMENTS: usize = 1 << 31;
 
 /// The numbers of a step in device memory: a row for each output and term, a number a frame.
 #[derive(Debug)]
@@ -72,6 +74,11 @@ impl Coefficients {
     /// How many terms they are for; the noise does not count.
     pub fn terms(&self) -> usize {
         self.rows.shape()[1] - 1
+    }
+
+    /// Whether any of them asks for noise.
+    pub fn noisy(&self) -> bool {
+        self.noisy
     }
 
     /// How many frames they are for.
@@ -140,6 +147,71 @@ impl Noise {
     }
 }
 
+/// A seed and an offset in device memory that are added (wrapping) to those of [`Noise`]: what one
+/// upload before a captured graph is replayed changes for all of its draws. The numbers are the same
+/// to the bit as those of the sums given as [`Noise`].
+///
+/// ```
+/// use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, NoiseBase, denoise_step};
+/// use packforcing::{DType, Device, Tensor};
+/// # fn main() -> packforcing::Result<()> {
+/// let cpu = Device::cpu();
+/// let mut base = NoiseBase::new(&cpu, Noise { seed: 7, offset: 0 })?;
+/// let one = Coefficients::new(&cpu, &[vec![vec![1.0]]])?;
+/// let draw = |base: Option<&NoiseBase>, noise| {
+///     let mut out = Tensor::zeros(&cpu, DType::F32, &[1, 4])?;
+///     let step = DenoiseStep { terms: vec![], in_place: 0, frame_axis: 0, coefficients: &one, noise: Some(noise), noise_base: base, guidance: None };
+///     denoise_step(&step, &mut [out.view_mut()])?;
+///     out.to_vec::<f32>()
+/// };
+/// base.set(Noise { seed: 8, offset: 100 })?;
+/// let captured = Noise { seed: 0, offset: 5 };
+/// assert_eq!(draw(Some(&base), captured)?, draw(None, Noise { seed: 8, offset: 105 })?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct NoiseBase {
+    numbers: Tensor, // u64 [2], as pairs of i32
+}
+
+impl NoiseBase {
+    /// These numbers.
+    ///
+    /// # Errors
+    ///
+    /// Memory that the device does not have.
+    pub fn new(device: &Device, base: Noise) -> Result<NoiseBase> {
+        let mut numbers = NoiseBase {
+            numbers: Tensor::zeros(device, DType::I32, &[4])?,
+        };
+        numbers.set(base)?;
+        Ok(numbers)
+    }
+
+    /// Other numbers in the same memory, in the order of the device's stream: what was launched
+    /// before still sees the old ones.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the device reports.
+    pub fn set(&mut self, base: Noise) -> Result<()> {
+        let numbers: [i32; 4] = bytemuck::cast([base.seed, base.offset]);
+        self.numbers.view_mut().copy_from_slice(&numbers)
+    }
+
+    /// The sum of these numbers and others, on a host device.
+    fn plus(&self, noise: Noise) -> Noise {
+        let numbers = self.numbers.view();
+        let mut base = [0u64; 2];
+        bytemuck::cast_slice_mut::<u64, i32>(&mut base).copy_from_slice(numbers.host());
+        Noise {
+            seed: noise.seed.wrapping_add(base[0]),
+            offset: noise.offset.wrapping_add(base[1]),
+        }
+    }
+}
+
 /// Arguments of [`denoise_step`].
 #[derive(Debug, Clone)]
 pub struct DenoiseStep<'a> {
@@ -153,10 +225,16 @@ pub struct DenoiseStep<'a> {
     pub coefficients: &'a Coefficients,
     /// The noise, where a coefficient asks for it.
     pub noise: Option<Noise>,
+    /// What is added to `noise` from device memory.
+    pub noise_base: Option<&'a NoiseBase>,
+    /// Factors in device memory, for each sample, of the coefficients of the last two of `terms`: the
+    /// conditional and the unconditional velocity, where [`rows::weighted`] gave them one row twice.
+    pub guidance: Option<&'a GuidanceWeights>,
 }
 
 /// `out_j = sum_k c[j][k][frame] term_k + c[j][last][frame] noise`, summed in f32 in the order of
-/// the terms and rounded once: f32 results are the same to the bit on every device.
+/// the terms and rounded once: f32 results are the same to the bit on every device. With guidance
+/// the c of the last two terms are multiplied, in f32, by the weights of the element's sample.
 ///
 /// ```
 /// use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, denoise_step, rows};
@@ -172,6 +250,8 @@ pub struct DenoiseStep<'a> {
 ///     frame_axis: 0,
 ///     coefficients: &Coefficients::new(&cpu, &[rows::euler(&[1.0, 0.0], &[0.5, 0.0])])?,
 ///     noise: None,
+///     noise_base: None,
+///     guidance: None,
 /// };
 /// denoise_step(&step, &mut [x.view_mut()])?;
 /// assert_eq!(x.to_vec::<f32>()?, [0.0, 1.0, 3.0, 4.0]);
@@ -184,7 +264,8 @@ pub struct DenoiseStep<'a> {
 /// Views that are not of one shape, not on the coefficients' device or not f32, f16 or bf16; another
 /// number of outputs, terms or frames than the coefficients have; a view whose dimensions before
 /// the frames do not lie like one, or whose dimensions after them are not contiguous; coefficients
-/// that ask for noise where there is none; 2^31 elements or more.
+/// that ask for noise where there is none; a noise base on another device; guidance on another device
+/// or for another shape, or with fewer than two of `terms`; 2^31 elements or more.
 pub fn denoise_step(args: &DenoiseStep<'_>, outputs: &mut [ViewMut<'_>]) -> Result<()> {
     let device = args.coefficients.rows.device();
     let check = Check {
@@ -198,13 +279,6 @@ pub fn denoise_step(args: &DenoiseStep<'_>, outputs: &mut [ViewMut<'_>]) -> Resu
         _ => gpu::denoise_step(args, &plan, outputs)?,
     }
     Ok(())
-}
-
-/// Strides of a view seen as `[outer, frames, inner]`; inner elements lie one after the other.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    outer: usize,
-    frame: usize,
 }
 
 /// The step's extents and where everything lies.
@@ -221,6 +295,11 @@ struct Plan {
 impl Plan {
     fn elements(&self) -> usize {
         self.outer * self.frames * self.inner
+    }
+
+    /// Rows of a sample of the guidance.
+    fn sample_rows(&self, weights: &GuidanceWeights) -> usize {
+        self.outer * self.frames / weights.samples()
     }
 }
 
@@ -260,6 +339,27 @@ fn check_arguments(check: &Check<'_>, args: &DenoiseStep<'_>, outputs: &[ViewMut
         ),
         format!("dimension {} of {shape:?}", args.frame_axis),
     )?;
+    if let Some(base) = args.noise_base {
+        check.ensure(
+            base.numbers.device() == check.device,
+            "noise_base",
+            format!("numbers on {}", check.device),
+            format!("numbers on {}", base.numbers.device()),
+        )?;
+    }
+    if let Some(weights) = args.guidance {
+        check.ensure(
+            weights.device() == check.device && weights.shape() == shape && args.terms.len() >= 2,
+            "guidance",
+            format!("weights for {shape:?} on {} and two terms or more", check.device),
+            format!(
+                "{:?} on {}, {} terms",
+                weights.shape(),
+                weights.device(),
+                args.terms.len()
+            ),
+        )?;
+    }
     let (before, after) = (&shape[..args.frame_axis], &shape[args.frame_axis + 1..]);
     let written = outputs
         .iter()
@@ -284,55 +384,4 @@ fn check_arguments(check: &Check<'_>, args: &DenoiseStep<'_>, outputs: &[ViewMut
         plan.elements().to_string(),
     )?;
     Ok(plan)
-}
-
-fn layout(
-    check: &Check<'_>,
-    argument: &'static str,
-    view: &impl AnyView,
-    shape: &[usize],
-    frame_axis: usize,
-) -> Result<Layout> {
-    check.dtype(
-        argument,
-        view.dtype(),
-        &[DType::F32, DType::F16, DType::BF16],
-        "f32, f16, bf16",
-    )?;
-    check.ensure(
-        view.device() == check.device && view.shape() == shape,
-        argument,
-        format!("{shape:?} on {}", check.device),
-        view.describe(),
-    )?;
-    let strides = view.strides();
-    let inner = fold(&shape[frame_axis + 1..], &strides[frame_axis + 1..]);
-    let outer = fold(&shape[..frame_axis], &strides[..frame_axis]);
-    match (outer, inner) {
-        (Some(outer), Some(0 | 1)) => Ok(Layout {
-            outer,
-            frame: strides[frame_axis],
-        }),
-        _ => check.fail(
-            argument,
-            format!("dimensions before {frame_axis} that lie like one, dimensions after it that are contiguous"),
-            view.describe(),
-        ),
-    }
-}
-
-/// The stride of dimensions seen as one, if they lie so: 0 where there is one element.
-fn fold(shape: &[usize], strides: &[usize]) -> Option<usize> {
-    let mut dims = shape.iter().zip(strides).rev().filter(|(n, _)| **n != 1);
-    let Some((&n, &stride)) = dims.next() else {
-        return Some(0);
-    };
-    let mut reach = n * stride;
-    for (&n, &s) in dims {
-        if s != reach && n != 0 {
-            return None;
-        }
-        reach = n * s;
-    }
-    Some(stride)
 }

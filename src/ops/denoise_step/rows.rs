@@ -1,7 +1,8 @@
 //! Coefficients of the usual steps, in f64, for flow prediction: x = (1 - sigma) x0 + sigma noise,
 //! v = noise - x0.
 //!
-//! The terms are x and v, then the noise; with guidance x, v, v_uncond, then the noise. Each list
+//! The terms are x and v, then the noise; with guidance x, v, v_uncond, then the noise. Solvers that
+//! remember have their states between x and v ([`Schedule::rows`](crate::schedule::Schedule::rows)). Each list
 //! of sigmas has a number a frame. Lists of different lengths give rows of different lengths, which
 //! [`Coefficients::new`](super::Coefficients::new) refuses.
 
@@ -31,8 +32,8 @@ pub fn renoise(sigma: &[f64], sigma_next: &[f64]) -> Rows {
     ]
 }
 
-/// Any of the steps above with classifier-free guidance: v becomes
-/// `v_uncond + scale (v - v_uncond)`, and `v_uncond` a third term.
+/// Any step whose last term is v with classifier-free guidance: v becomes
+/// `v_uncond + scale (v - v_uncond)`, and `v_uncond` a term behind it.
 ///
 /// ```
 /// use packforcing::ops::denoise_step::rows;
@@ -40,10 +41,20 @@ pub fn renoise(sigma: &[f64], sigma_next: &[f64]) -> Rows {
 /// assert_eq!(rows, [[1.0], [-2.5], [2.0], [0.0]]);
 /// ```
 pub fn guided(mut rows: Rows, scale: f64) -> Rows {
-    if let Some(v) = rows.get_mut(1) {
-        let unconditional = v.iter().map(|c| (1.0 - scale) * c).collect();
-        v.iter_mut().for_each(|c| *c *= scale);
-        rows.insert(2, unconditional);
+    if let Some(at) = rows.len().checked_sub(2) {
+        let unconditional = rows[at].iter().map(|c| (1.0 - scale) * c).collect();
+        rows[at].iter_mut().for_each(|c| *c *= scale);
+        rows.insert(at + 1, unconditional);
+    }
+    rows
+}
+
+/// Any step whose last term is v for the weights of
+/// [`guidance`](crate::ops::guidance::guidance), which come from device memory: v becomes the
+/// conditional velocity, and the unconditional one a term behind it with the same row.
+pub fn weighted(mut rows: Rows) -> Rows {
+    if let Some(at) = rows.len().checked_sub(2) {
+        rows.insert(at, rows[at].clone());
     }
     rows
 }

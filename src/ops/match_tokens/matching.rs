@@ -54,9 +54,9 @@ impl Destinations {
         let mut tokens: Vec<usize> = (0..cells)
             .map(|i| {
                 let inside = seed.map_or(0, |seed| {
-                    let counter = [i as u32, (i as u64 >> 32) as u32, 0, 0];
-                    let word = philox(counter, [seed as u32, (seed >> 32) as u32])[0];
-                    ((u64::from(word) * cell.iter().product::<usize>() as u64) >> 32) as usize
+                    let mut words = [[i as u32], [(i as u64 >> 32) as u32], [0], [0]];
+                    philox(&mut words, [seed as u32, (seed >> 32) as u32]);
+                    ((u64::from(words[0][0]) * cell.iter().product::<usize>() as u64) >> 32) as usize
                 });
                 let first = [i / (along[1] * along[2]), i / along[2] % along[1], i % along[2]];
                 let offset = [
