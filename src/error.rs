@@ -139,13 +139,15 @@ pub enum Error {
     },
 
     /// The page pool has no room for what was asked; nothing has changed.
-    #[error("{op}: the page pool is full: {needed} pages are needed, {free} are free")]
+    #[error("{op}: the page pool is full: {needed} {of} are needed, {free} are free")]
     PoolFull {
         /// The operation, as its function is called.
         op: &'static str,
-        /// Pages that were asked for.
+        /// What there is too little of: pages, or places for compressed blocks.
+        of: &'static str,
+        /// How many were asked for.
         needed: usize,
-        /// Pages that are free.
+        /// How many are free.
         free: usize,
     },
 

@@ -950,6 +950,9 @@ fn main() -> ExitCode {
         }
         lost(pool.begin([&mut stream]).map(drop));
         lost(pool.stream().map(drop));
+        let free = pool.free_pages();
+        lost(stream.fork().map(drop));
+        assert_eq!(pool.free_pages(), free);
     });
 
     suite.plain("wan_480p_matched_in_numbers", || {

@@ -148,7 +148,8 @@ impl PackConfigBuilder {
         selected: Blocks;
         /// Compressed blocks that are kept to choose from; the oldest leaves first. Default 120.
         archive: Blocks;
-        /// Streams that the pool has room for, all in one batch. Default 1.
+        /// Full videos that the pool has room for, and the largest batch; of forks, which share
+        /// pages, more may fit ([`PagePool`](super::PagePool)). Default 1.
         streams: usize;
         /// What becomes of old blocks. Default: mean pooling over 2 x 4 x 4.
         compression: Compression;
@@ -360,7 +361,7 @@ impl PackConfig {
         self.layers
     }
 
-    /// Streams that a pool has room for.
+    /// Full videos that a pool has room for, and its largest batch.
     pub fn streams(&self) -> usize {
         self.streams
     }

@@ -45,6 +45,9 @@
 //! # }
 //! ```
 //!
+//! Several streams go through the model as one batch, each with its own length: with guidance there
+//! are two. [`Stream::fork`] makes two endings of one beginning, which is kept once.
+//!
 //! Keys never move. A key is stored rotated at its place inside its segment; when blocks between
 //! are dropped, the query is turned by another angle instead (see [`crate::paging::Segment`]).
 

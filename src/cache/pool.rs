@@ -17,6 +17,11 @@ use super::work::Work;
 
 /// Pages for the keys and values of every layer, reserved once. Cheap to clone; clones share the
 /// pages.
+///
+/// There are pages for [`PackConfig::streams`] full videos: up to that many [`Stream`]s, forked or
+/// not, never see [`Error::PoolFull`]. More may exist, since short ones and forks
+/// ([`Stream::fork`]) take fewer; [`PagePool::begin`] refuses the block that finds no room, and
+/// dropping or resetting a stream makes some. A batch is [`PackConfig::streams`] at most.
 #[derive(Clone)]
 pub struct PagePool(pub(crate) Arc<Inner>);
 
@@ -42,8 +47,8 @@ pub(crate) struct State {
     pub key_sums: Tensor,
     /// Pages of every compressed block.
     pub slot_pages: PageLists,
-    free_pages: Vec<u32>,
-    free_rows: Vec<u32>,
+    pages: Counted,
+    rows: Counted,
     /// Away while a block is under way.
     work: Option<Box<Work>>,
     work_bytes: usize,
@@ -78,10 +83,72 @@ impl Store {
     }
 }
 
+/// Pages, or slot rows: who is free, and how many owners the others have.
+struct Counted {
+    free: Vec<u32>,
+    owners: Vec<u32>,
+}
+
+impl Counted {
+    fn new(n: usize) -> Counted {
+        Counted {
+            free: (0..n as u32).rev().collect(),
+            owners: vec![0; n],
+        }
+    }
+
+    /// `n` of them for one owner. The caller has seen that there are as many.
+    fn take(&mut self, n: usize) -> Vec<u32> {
+        let taken = self.free.split_off(self.free.len() - n);
+        taken.iter().for_each(|&i| self.owners[i as usize] = 1);
+        taken
+    }
+
+    fn share(&mut self, held: &[u32]) {
+        held.iter().for_each(|&i| self.owners[i as usize] += 1);
+    }
+
+    fn give_back(&mut self, held: &[u32]) {
+        for &i in held {
+            let owners = &mut self.owners[i as usize];
+            *owners -= 1;
+            if *owners == 0 {
+                self.free.push(i);
+            }
+        }
+    }
+}
+
+// Why a fork may share, and a page be reused at once.
+//
+// What is committed is never written again. A block writes through `Work::current`, `Work::mid` and
+// `Work::rows` only: keys, values and log sizes by `append_kv` and `merge_tokens` to its own pages,
+// sums to its own rows of `key_sums`, and `commit` the same rows of `slot_pages`. All of these are
+// `Reserved`: they came off the free list, so no timeline named them, and each block has whole pages
+// of its own, so that a page which a block fills in part is not filled up by the next. When a block
+// moves from the recent ones to the compressed ones only the host's lists change. Two forks thus
+// read the same bytes for as long as one of them names the page.
+//
+// Freeing is a matter of the host alone and does not wait. What was launched may still read a freed
+// page; whoever writes it next is a later launch or upload on the same stream of the device, which
+// runs after it: every tensor of the pool and every view that a pass takes is on `Inner::device`,
+// whose equality is that of streams. The same holds for the tables in `Work`, which the next block
+// uploads while launches of the last one may be waiting. `Work` is with one block at a time, so the
+// uploads and launches of two blocks never mix, from whatever threads they come. A stream that
+// drops on another thread changes the free list only, under the lock. The memory itself is freed in
+// the order of the stream, by the last of pool, streams and block to go.
+
 impl State {
+    /// One owner less for each.
     pub fn give_back(&mut self, freed: Freed) {
-        self.free_pages.extend(freed.pages);
-        self.free_rows.extend(freed.rows);
+        self.pages.give_back(&freed.pages);
+        self.rows.give_back(&freed.rows);
+    }
+
+    /// One owner more for each.
+    fn share(&mut self, held: &Freed) {
+        self.pages.share(&held.pages);
+        self.rows.share(&held.rows);
     }
 }
 
@@ -115,27 +182,22 @@ impl Inner {
                 reason: reason.into(),
             });
         };
-        let needed = streams * (whole + mid);
-        if state.free_pages.len() < needed || state.free_rows.len() < streams {
+        let full = [
+            ("pages", streams * (whole + mid), state.pages.free.len()),
+            ("compressed blocks", streams, state.rows.free.len()),
+        ];
+        if let Some((of, needed, free)) = full.into_iter().find(|(_, needed, free)| needed > free) {
             state.work = Some(work);
-            return Err(Error::PoolFull {
-                op,
-                needed,
-                free: state.free_pages.len(),
-            });
+            return Err(Error::PoolFull { op, of, needed, free });
         }
-        let mut take = |n: usize| state.free_pages.split_off(state.free_pages.len() - n);
         let mut reserved = Vec::with_capacity(streams);
-        for _ in 0..streams {
-            let (pages, pages_of_slot) = (take(whole), take(mid));
-            let row = state.free_rows.pop().unwrap_or_default();
-            reserved.push(Reserved {
-                pages,
-                slot: Slot {
-                    row,
-                    pages: pages_of_slot,
-                },
-            });
+        for row in state.rows.take(streams) {
+            let pages = state.pages.take(whole);
+            let slot = Slot {
+                row,
+                pages: state.pages.take(mid),
+            };
+            reserved.push(Reserved { pages, slot });
         }
         Ok((work, reserved))
     }
@@ -171,8 +233,8 @@ impl PagePool {
             },
             key_sums: Tensor::zeros(device, DType::F32, &[config.layers, slots, heads.kv, heads.dim])?,
             slot_pages: PageLists::new(device, pages, slots, config.mid_pages().0)?,
-            free_pages: (0..pages as u32).rev().collect(),
-            free_rows: (0..slots as u32).rev().collect(),
+            pages: Counted::new(pages),
+            rows: Counted::new(slots),
             work_bytes: work.bytes(),
             work: None,
         };
@@ -248,7 +310,7 @@ impl PagePool {
 
     /// Pages that no stream holds.
     pub fn free_pages(&self) -> Pages {
-        Pages(self.0.state().free_pages.len())
+        Pages(self.0.state().pages.free.len())
     }
 }
 
@@ -264,7 +326,8 @@ impl fmt::Debug for PagePool {
     }
 }
 
-/// One video: which of its blocks are in the pool, and where. Its pages go back when it drops.
+/// One video: which of its blocks are in the pool, and where. Its pages go back when it drops,
+/// those that it shares with forks when the last of them lets go.
 pub struct Stream {
     pub(crate) pool: Arc<Inner>,
     pub(crate) timeline: Timeline,
@@ -285,6 +348,37 @@ impl Stream {
     /// Tokens that the next block attends to, itself included.
     pub fn context_tokens(&self) -> Tokens {
         Tokens(self.timeline.context_tokens(&self.pool.config))
+    }
+
+    /// Another video with the same past: both go on independently, also in one batch. Nothing is
+    /// copied, since committed pages never change; what both still hold of the past is held once.
+    ///
+    /// A fork takes no pages. Its own blocks do, and what one of the two has dropped of the past
+    /// stays in the pool while the other holds it: [`PagePool`] tells how many streams fit.
+    ///
+    /// While a block of this stream is under way it is borrowed, and cannot be forked:
+    ///
+    /// ```compile_fail,E0502
+    /// # use packforcing::cache::{PagePool, Stream};
+    /// # fn main() -> packforcing::Result<()> { Ok(()) }
+    /// fn fork_of_half_a_block(pool: &PagePool, video: &mut Stream) -> packforcing::Result<()> {
+    ///     let block = pool.begin([&mut *video])?;
+    ///     let fork = video.fork()?;
+    ///     block.commit()
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceLost`]; nothing has changed then.
+    pub fn fork(&self) -> Result<Stream> {
+        self.pool.alive()?;
+        let timeline = self.timeline.clone();
+        self.pool.state().share(&timeline.held());
+        Ok(Stream {
+            pool: self.pool.clone(),
+            timeline,
+        })
     }
 
     /// Forgets the video; the next block is block 0.

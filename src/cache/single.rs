@@ -76,6 +76,19 @@ impl PackedKvCache {
         self.pool.begin_with([&mut self.stream], policy)
     }
 
+    /// Another video with the same past in the same pages, as [`Stream::fork`]. One of the two has a
+    /// block under way at a time. Two that are full want a configuration of two streams.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost).
+    pub fn fork(&self) -> Result<PackedKvCache> {
+        Ok(PackedKvCache {
+            stream: self.stream.fork()?,
+            pool: self.pool.clone(),
+        })
+    }
+
     /// Forgets the video; the next block is block 0.
     pub fn reset(&mut self) {
         self.stream.reset();

@@ -7,7 +7,7 @@ use crate::paging::Segment;
 use super::config::PackConfig;
 
 /// A block that is kept whole.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Whole {
     /// Its number in the video, from 0.
     pub index: usize,
@@ -17,7 +17,7 @@ pub(crate) struct Whole {
 }
 
 /// A compressed block: a row of the pool's slot tables, and its pages.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Slot {
     pub row: u32,
     /// Empty where blocks are not compressed: the whole block's pages are the slot's then.
@@ -25,7 +25,7 @@ pub(crate) struct Slot {
 }
 
 /// A block of which only the compressed form is left.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Mid {
     pub index: usize,
     pub slot: Slot,
@@ -63,8 +63,9 @@ pub enum Place {
     Recent,
 }
 
-/// The blocks of one stream.
-#[derive(Debug, Default)]
+/// The blocks of one stream. It names a page or a slot row once at most, however its blocks move;
+/// a clone names the same ones and is to be counted with [`Timeline::held`].
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Timeline {
     /// Blocks committed so far; the number of the next one.
     pub committed: usize,
@@ -178,6 +179,11 @@ impl Timeline {
         sink.into_iter().chain(recent).for_each(|block| freed.whole(block));
         mid.into_iter().for_each(|block| freed.slot(block.slot));
         freed
+    }
+
+    /// Every page and slot row that it names: what [`Timeline::clear`] would give back.
+    pub fn held(&self) -> Freed {
+        self.clone().clear()
     }
 
     /// Tokens that the next block attends to, itself included.
