@@ -1,4 +1,4 @@
-// Runs one planted kernel, bug or twin, once: `planted KERNEL`. Without an argument it lists them, each
+// Runs one planted kernel, bug or twin, once: `planted KERNEL [in-order]`. Without an argument it lists them, each
 // with what must tell of its bug in a build with AddressSanitizer and in one with ThreadSanitizer:
 //
 //   device   the SIMT device, before anything happens that a sanitizer could see
@@ -89,7 +89,7 @@ int main(int argc, char** argv) {
     for (int i = 0; i < p.n; ++i) out.as<int>()[i] = 0;
     const PlantedParams params = {in.address(), out.address(), p.n, 0};
     const bool ran = launch(kernel, params, p.blocks, 1, 1, p.threads, p.shared_bytes,
-                            {in.span(false), out.span(true)}, 0);
+                            {in.span(false), out.span(true)}, 0, argc > 2);
     if (!ran) return 3;
     long long sum = 0;
     for (int i = 0; i < p.n; ++i) sum += out.as<int>()[i];  // the host, too, must come after the kernel

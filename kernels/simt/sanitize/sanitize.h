@@ -42,13 +42,14 @@ class Buffer {
 // AddressSanitizer the device gets no spans: then it is the sanitizer that says what may be touched.
 template <class Params>
 bool launch(const char* kernel, const Params& params, uint32_t x, uint32_t y, uint32_t z, uint32_t threads,
-            uint32_t shared_bytes, std::initializer_list<SimtSpan> spans, uint64_t seed) {
+            uint32_t shared_bytes, std::initializer_list<SimtSpan> spans, uint64_t seed, bool in_order = false) {
   const size_t span_count = kExact ? 0 : spans.size();
   const uint32_t grid[3] = {x, y, z};
   SimtOptions options = {};
   options.seed = seed;
   options.copies = static_cast<uint32_t>(seed % 3);
   options.threads = 1;
+  options.in_order = in_order;
   char report[2048];
   int code = simt_launch(kernel, &params, sizeof params, grid, threads, shared_bytes, spans.begin(), span_count,
                          &options, report, sizeof report);
