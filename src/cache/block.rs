@@ -87,12 +87,7 @@ impl<'a> Block<'a> {
         let mut drafts = Vec::with_capacity(self.streams.len());
         let (mut prefix, mut counts, mut rows, mut origins) = (vec![], vec![], vec![], vec![]);
         let mut candidates = vec![0i32; self.streams.len() * archive];
-        for ((stream, reserved), candidates) in self
-            .streams
-            .iter()
-            .zip(&self.reserved)
-            .zip(candidates.chunks_mut(archive.max(1)))
-        {
+        for (i, (stream, reserved)) in self.streams.iter().zip(&self.reserved).enumerate() {
             let timeline = &stream.timeline;
             let (draft, before) = timeline.draft(&reserved.pages, config);
             drafts.push(draft);
@@ -100,6 +95,7 @@ impl<'a> Block<'a> {
             counts.push(timeline.mid.len() as i32);
             rows.push(reserved.slot.row as i32);
             origins.push(timeline.origin(config) as f32);
+            let candidates = &mut candidates[i * archive..][..archive];
             for (candidate, mid) in candidates.iter_mut().zip(&timeline.mid) {
                 *candidate = mid.slot.row as i32;
             }
