@@ -749,7 +749,6 @@ fn found() {
         let mut pass = block.commit_pass().expect("a pass");
         pass.attend(0, x.view(), x.view(), x.view(), &mut out.view_mut())
             .expect("it attends");
-        drop(pass);
         block.commit().expect("it is kept");
         let out = out.to_vec::<f32>().expect("16 numbers");
         assert!(out.iter().all(|x| x.is_finite() && *x <= number as f32), "{out:?}");
