@@ -36,7 +36,9 @@ __device__ __forceinline__ void denoise_step(const DenoiseStepParams& p) {
   uint32_t row_runs = static_cast<uint32_t>(p.inner / N);
   uint32_t frames = static_cast<uint32_t>(p.frames);
 
-  // Runs past the end read the last one and write nothing.
+  // Threads past the end must not even read: an output that is a term is being written.
+  if (thread * kRuns >= runs) return;
+  // Runs past the end, which only the last thread has, read its last one and write nothing.
   Place places[kRuns];
   const float* guidance[kRuns];
 #pragma unroll

@@ -239,7 +239,8 @@ impl PageLists {
 }
 
 fn checked_page(op: &'static str, page: u32, pool_pages: usize) -> Result<i32> {
-    if (page as usize) < pool_pages {
+    // Kernels count pages in 31 bits.
+    if (page as usize) < pool_pages && page <= i32::MAX as u32 {
         Ok(page as i32)
     } else {
         Err(Error::argument(

@@ -32,7 +32,8 @@ impl Rope3d {
     ///
     /// # Errors
     ///
-    /// No pair at all, more than a head dim of 128 holds, a theta that is not above 0.
+    /// No pair at all, more than a head dim of 128 holds, a theta that is not above 0, or whose
+    /// inverse is not finite.
     pub fn new(pairs: [usize; 3], theta: f64) -> Result<Rope3d> {
         let most = ffi::PF_MAX_PAIRS as usize;
         let total = pairs
@@ -47,11 +48,11 @@ impl Rope3d {
                 format!("{pairs:?}"),
             ));
         }
-        if !(theta.is_finite() && theta > 0.0) {
+        if !(theta.is_normal() && theta > 0.0) {
             return Err(Error::argument(
                 "Rope3d::new",
                 "theta",
-                "a finite number above 0",
+                "a finite number above 0 whose inverse is finite",
                 theta.to_string(),
             ));
         }

@@ -36,6 +36,11 @@ mod multistep;
 
 use multistep::Around;
 
+/// The most steps and frames that are counted out: far above what anyone takes.
+const MOST: usize = 1_000_000;
+/// Shifts that leave digits of a sigma that is shifted twice in f32: its error at 1 grows as 1 / shift^2.
+const SHIFTS: std::ops::RangeInclusive<f64> = 0.01..=1000.0;
+
 /// Time steps of the training schedule: what a model calls sigma 1.
 const TRAIN_STEPS: f64 = 1000.0;
 
@@ -128,7 +133,7 @@ impl Schedule {
     ///
     /// # Errors
     ///
-    /// No steps, a shift that is not finite and above 0.
+    /// No steps or more than a million, a shift that is not between 0.01 and 1000.
     pub fn euler(steps: usize, shift: f64) -> Result<Schedule> {
         Schedule::even("Schedule::euler", steps, shift, Solver::Euler)
     }
@@ -166,7 +171,8 @@ impl Schedule {
         check_steps(op, steps)?;
         check_shift(op, shift)?;
         let sigmas: Vec<f64> = (0..steps)
-            .map(|i| shifted((steps - i) as f64 / steps as f64, shift))
+            // Rounding may carry a shifted 1 past 1.
+            .map(|i| shifted((steps - i) as f64 / steps as f64, shift).min(1.0))
             .collect();
         check_apart(op, &sigmas, shift)?;
         Ok(Schedule::of(sigmas.into_iter(), solver))
@@ -265,7 +271,7 @@ impl Schedule {
     /// # Errors
     ///
     /// No time step, time steps that do not fall or lie outside (0, 1000], a shift that is not
-    /// finite and above 0.
+    /// between 0.01 and 1000.
     pub fn few_step(base_timesteps: &[f64], shift: f64) -> Result<Schedule> {
         const OP: &str = "Schedule::few_step";
         check_shift(OP, shift)?;
@@ -280,7 +286,7 @@ impl Schedule {
                 format!("{base_timesteps:?}"),
             ));
         }
-        let sigmas = base_timesteps.iter().map(|t| shifted(t / TRAIN_STEPS, shift));
+        let sigmas = base_timesteps.iter().map(|t| shifted(t / TRAIN_STEPS, shift).min(1.0));
         Ok(Schedule::of(sigmas, Solver::Renoise))
     }
 
@@ -338,7 +344,7 @@ impl Schedule {
     ///
     /// # Errors
     ///
-    /// A step that the schedule does not have.
+    /// A step that the schedule does not have, more than a million frames.
     pub fn rows(&self, step: usize, frames: usize) -> Result<Vec<Rows>> {
         let Some(now) = self.steps.get(step) else {
             return Err(Error::argument(
@@ -348,6 +354,14 @@ impl Schedule {
                 step.to_string(),
             ));
         };
+        if frames > MOST {
+            return Err(Error::argument(
+                "Schedule::rows",
+                "frames",
+                format!("at most {MOST}"),
+                frames.to_string(),
+            ));
+        }
         Ok(match self.solver {
             Solver::Euler => vec![now.euler(frames)],
             Solver::Renoise => vec![now.renoise(frames)],
@@ -406,20 +420,20 @@ fn falls(numbers: &[f64]) -> bool {
 }
 
 fn check_steps(op: &'static str, steps: usize) -> Result<()> {
-    if steps > 0 {
+    if (1..=MOST).contains(&steps) {
         return Ok(());
     }
-    Err(Error::argument(op, "steps", "1 or more", "0"))
+    Err(Error::argument(op, "steps", format!("1 to {MOST}"), steps.to_string()))
 }
 
 fn check_shift(op: &'static str, shift: f64) -> Result<()> {
-    if shift.is_finite() && shift > 0.0 {
+    if SHIFTS.contains(&shift) {
         return Ok(());
     }
     Err(Error::argument(
         op,
         "shift",
-        "a finite number above 0",
+        "a number from 0.01 to 1000",
         shift.to_string(),
     ))
 }

@@ -73,6 +73,17 @@ impl Raw {
                 dim.to_string(),
             ));
         }
+        if index >= self.shape[dim] {
+            return Err(Error::argument(
+                "select",
+                "index",
+                format!(
+                    "below {}, the extent of dimension {dim} of {:?}",
+                    self.shape[dim], self.shape
+                ),
+                index.to_string(),
+            ));
+        }
         let mut raw = self.narrow(dim, index, 1)?;
         raw.shape.remove(dim);
         raw.strides.remove(dim);

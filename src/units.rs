@@ -52,14 +52,14 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// All tokens of the block.
+    /// All tokens of the block; `usize::MAX` where they cannot be counted, which every op refuses.
     ///
     /// ```
     /// let block = packforcing::Grid { frames: 4, rows: 30, cols: 52 };
     /// assert_eq!(block.tokens().0, 6_240);
     /// ```
     pub const fn tokens(&self) -> Tokens {
-        Tokens(self.frames * self.rows * self.cols)
+        Tokens(self.frames.saturating_mul(self.rows).saturating_mul(self.cols))
     }
 
     /// Extents in the order frames, rows, columns.

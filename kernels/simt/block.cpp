@@ -85,25 +85,35 @@ Block& Block::running() { return *running_block; }
 unsigned char* Block::stack(uint32_t index) { return stacks_.get() + kStackMargin + index * kStackStride; }
 
 void Block::prepare(Launch& launch, uint64_t index) {
+  Unseen device;
   running_block = this;
   launch_ = &launch;
   // From the seed and the place in the grid alone, whichever OS thread this is.
   random_ = {launch.options.seed};
   random_.state = random_.next() ^ index * 0x9e3779b97f4a7c15u;
 
+  if (kSeesRaces) {
+    // Memory without a past: blocks that happen to follow each other here are not ordered.
+    stack_count_ = 0;
+    arena_ = Arena();
+  }
   if (stack_count_ < launch.threads) {
     stack_count_ = 0;
     stacks_.reset(new unsigned char[kStackMargin + launch.threads * kStackStride]);
     stack_count_ = launch.threads;
   }
   arena_.reset(launch.shared_bytes);
+  marks_ = Marks();
   for (Barrier& b : barriers_) {
     b.generation = 1;
     b.expected = b.arrived = b.votes = 0;
     b.waiting.clear();
+    b.waiting.reserve(kMaxThreads);
+    b.mark = marks_.make();
     memset(b.warp_generation, 0, sizeof b.warp_generation);
   }
   ready_.clear();
+  ready_.reserve(kMaxThreads);
   round_.clear();
   turn_ = 0;
   slow_warps_ = slow_rounds_ = 0;
@@ -119,9 +129,9 @@ void Block::prepare(Launch& launch, uint64_t index) {
     lane.site = lane.met = {};
     lane.barrier = lane.meeting = -1;
     memset(lane.arrived, 0, sizeof lane.arrived);
-    lane.copies.reset();
     unsigned char* bottom = stack(t);
-    lane.fiber.prepare(bottom, kStackBytes, lane_main);
+    lane.fiber.prepare(bottom, kStackBytes, lane_main,
+                       kSeesRaces ? format("CUDA thread %u of block %zu", t, size_t{index}).c_str() : "");
     for (size_t i = 0; i < kCanaryWords; ++i) memcpy(bottom + 8 * i, &kCanary, 8);
     ready_.push_back(&lane);
   }
@@ -146,6 +156,11 @@ void Block::run(Launch& launch, uint64_t index) {
     }
     enter(*round_[turn_++]);
     scheduler_.switch_to(current_->fiber);
+  }
+  Unseen device;
+  for (uint32_t t = 0; t < launch.threads; ++t) {
+    lanes_[t].copies.reset(launch.done);
+    lanes_[t].fiber.end(launch.done, lanes_[t].exited);
   }
   if (launch.failed) {
     // Threads were dropped in the middle, and perhaps ran over their stacks: not to be used again.
@@ -289,6 +304,8 @@ int Block::arrive(const char* name, int id, int threads, bool wait, bool vote, S
   ++b.arrived;
   b.votes += vote;
   lane.met = site;
+  Mark* const mark = b.mark;
+  mark->leave();
   if (b.arrived == b.expected) {
     lane.votes = b.votes;
     complete(id);
@@ -297,10 +314,12 @@ int Block::arrive(const char* name, int id, int threads, bool wait, bool vote, S
     lane.barrier = id;
     leave();
   }
+  if (wait) mark->take();
   return lane.votes;
 }
 
 void Block::complete(int id) {
+  Unseen device;
   Barrier& b = barriers_[id];
   for (Lane* lane : b.waiting) {
     lane->barrier = -1;
@@ -310,6 +329,7 @@ void Block::complete(int id) {
   b.waiting.clear();
   b.expected = b.arrived = b.votes = 0;
   ++b.generation;
+  b.mark = marks_.make();
   long offset;
   if (arena_.damaged(&offset))
     simt::fail(context.site, "byte %ld of shared memory was written, which has %u (found at this barrier)", offset,
@@ -348,14 +368,20 @@ void Block::meet(const Operation& operation, uint32_t mask, void* args, Site sit
     m.mask = mask;
     m.arrived = 0;
     m.site = site;
+    Unseen device;
+    m.mark = &operation == &sync_warp ? marks_.make() : nullptr;
   }
   Meeting& m = warp.meetings[joined];
   m.args[lane.index % kWarp] = args;
   m.arrived |= lane.bit;
   lane.met = site;
+  // Of all that a warp does together, CUDA promises an order of memory for __syncwarp alone.
+  Mark* const mark = &operation == &sync_warp ? m.mark : nullptr;
+  if (mark) mark->leave();
   if (m.arrived != mask) {
     lane.meeting = joined;
     leave();
+    if (mark) mark->take();
     return;
   }
   operation.run(mask, m.args);
@@ -366,6 +392,7 @@ void Block::meet(const Operation& operation, uint32_t mask, void* args, Site sit
     other->meeting = -1;
     ready_.push_back(other);
   }
+  if (mark) mark->take();
 }
 
 // -- errors -------------------------------------------------------------------------------------
@@ -376,6 +403,7 @@ void Launch::record(const std::string& text) {
 }
 
 void Block::report(const Lane* lane, Site site, const std::string& text) {
+  Unseen device;
   uint3 b = context.block_index;
   std::string where = format("kernel %s, block (%u, %u, %u)", launch_->kernel->name, b.x, b.y, b.z);
   if (lane) where += format(", thread %u (warp %u, lane %u)", lane->index, lane->index / kWarp, lane->index % kWarp);

@@ -13,6 +13,7 @@
 #include "device.h"
 #include "fiber.h"
 #include "memory.h"
+#include "race.h"
 #include "simt.h"
 
 namespace simt {
@@ -47,6 +48,7 @@ struct Launch {
   std::atomic<bool> failed{false};
   std::mutex mutex{};
   std::string error{};  // the first one
+  Mark done{};          // every thread's end
 
   void record(const std::string& text);
 };
@@ -70,6 +72,7 @@ struct Meeting {
   const Operation* operation;
   uint32_t mask, arrived;
   Site site;
+  Mark* mark;
   void* args[kWarp];
 };
 
@@ -87,6 +90,7 @@ struct Barrier {
   int votes = 0;
   uint32_t first = 0;  // the thread that arrived first, and where
   Site site{};
+  Mark* mark = nullptr;  // of this generation
   std::vector<Lane*> waiting;
   // bar.sync and bar.arrive are for whole warps: all lanes must come from one line.
   uint32_t warp_generation[kMaxWarps] = {};
@@ -135,6 +139,7 @@ class Block {
   std::vector<Lane*> round_;  // in the order of this one, of which `turn_` have run
   size_t turn_ = 0;
   Arena arena_;
+  Marks marks_;
   Barrier barriers_[kBarriers];
   std::unique_ptr<Warp[]> warps_{new Warp[kMaxWarps]};
   std::unique_ptr<Lane[]> lanes_{new Lane[kMaxThreads]};

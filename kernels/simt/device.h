@@ -8,6 +8,13 @@
 
 #include "shadow/vector_types.h"
 
+// The device's own state that kernels touch: ThreadSanitizer must not take it for theirs.
+#ifdef SIMT_RACES
+#define SIMT_UNSEEN __attribute__((no_sanitize("thread")))
+#else
+#define SIMT_UNSEEN
+#endif
+
 namespace simt {
 
 // A line of the kernel. As a default argument, `here()` names the caller's.
@@ -49,7 +56,7 @@ extern __thread Context context __attribute__((tls_model("initial-exec")));
 // not atomic comes apart.
 void preempt();
 
-inline void access_point() {
+SIMT_UNSEEN inline void access_point() {
   if (__builtin_expect(--context.until_preemption == 0, 0)) preempt();
 }
 
@@ -110,7 +117,7 @@ void find_span(uint64_t address, uint32_t bytes, bool write, Site site);
 [[noreturn]] void misaligned(uint64_t address, uint32_t bytes, bool write, Site site) __attribute__((cold));
 
 // Global memory: alignment, and that one span holds the access.
-inline void check_global(const void* p, uint32_t bytes, uint32_t alignment, bool write, Site site) {
+SIMT_UNSEEN inline void check_global(const void* p, uint32_t bytes, uint32_t alignment, bool write, Site site) {
   context.site = site;
   access_point();
   uint64_t address = reinterpret_cast<uint64_t>(p);
@@ -120,7 +127,7 @@ inline void check_global(const void* p, uint32_t bytes, uint32_t alignment, bool
 }
 
 // Either kind of memory, as atomics take it.
-inline void check_generic(const void* p, uint32_t bytes, Site site) {
+SIMT_UNSEEN inline void check_generic(const void* p, uint32_t bytes, Site site) {
   uint64_t address = reinterpret_cast<uint64_t>(p);
   if (!context.shared.holds(address, bytes)) return check_global(p, bytes, bytes, true, site);
   context.site = site;

@@ -46,11 +46,12 @@ simt_switch_stack:
 
 #endif
 
-void Fiber::prepare(unsigned char* stack, size_t bytes, void (*entry)()) {
+void Fiber::prepare(unsigned char* stack, size_t bytes, void (*entry)(), const char* name) {
   stack_ = stack;
   bytes_ = bytes;
   entry_ = entry;
   sanitizer_stack_ = nullptr;
+  history_.begin(name);
 #ifdef __SANITIZE_ADDRESS__
   __asan_unpoison_memory_region(stack, bytes);  // left by a fiber that was dropped
 #endif
@@ -77,6 +78,8 @@ void Fiber::switch_to(Fiber& next) {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(&sanitizer_stack_, next.stack_, next.bytes_);
 #endif
+  if (!entry_) history_.be_current();  // an OS thread, and not always the same one
+  next.history_.enter();
 #ifdef SIMT_FIBER_UCONTEXT
   swapcontext(&context_, &next.context_);
 #else

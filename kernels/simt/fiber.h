@@ -6,6 +6,8 @@
 
 #include <stddef.h>
 
+#include "race.h"
+
 #if !defined(__x86_64__) || defined(SIMT_UCONTEXT)
 #define SIMT_FIBER_UCONTEXT 1
 #include <ucontext.h>
@@ -17,7 +19,13 @@ class Fiber {
  public:
   // Makes the fiber start at `entry`, which must never return, on the given stack. A fiber that was
   // not prepared stands for the OS thread that first switches away from it.
-  void prepare(unsigned char* stack, size_t bytes, void (*entry)());
+  void prepare(unsigned char* stack, size_t bytes, void (*entry)(), const char* name);
+
+  // The fiber has done its work, or was dropped (`done` says which): what it did is left in `mark`.
+  void end(Mark& mark, bool done) {
+    history_.leave(mark);
+    done ? history_.end() : history_.forget();
+  }
 
   // Goes on with `next`; returns when someone switches back to this fiber, which must be the
   // running one. A fiber that nobody switches back to is simply dropped: no destructors run.
@@ -31,6 +39,7 @@ class Fiber {
   size_t bytes_ = 0;
   void (*entry_)() = nullptr;
   void* sanitizer_stack_ = nullptr;
+  History history_;
 #ifdef SIMT_FIBER_UCONTEXT
   ucontext_t context_;
 #else

@@ -74,6 +74,7 @@ void run_blocks(Launch& launch) {
   }
   guarded();
   for (std::thread& helper : helpers) helper.join();
+  launch.done.take();
   if (thrown) std::rethrow_exception(thrown);
 }
 

@@ -6,6 +6,10 @@
 
 #include "block.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace simt {
 
 namespace {
@@ -13,7 +17,7 @@ namespace {
 constexpr unsigned char kRed = 0xfd;  // NaN too, and not what kernels write
 
 // The first byte of the zone that is not red any more, or `bytes`.
-uint32_t first_damage(const unsigned char* zone, uint32_t bytes) {
+[[maybe_unused]] uint32_t first_damage(const unsigned char* zone, uint32_t bytes) {
   if (zone[0] == kRed && memcmp(zone, zone + 1, bytes - 1) == 0) return bytes;
   uint32_t i = 0;
   while (i < bytes && zone[i] == kRed) ++i;
@@ -64,13 +68,24 @@ Arena::Arena() : memory_(new unsigned char[1023 + kZoneBefore + kMaxSharedBytes 
 }
 
 void Arena::reset(uint32_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(data_ - kZoneBefore, kZoneBefore + kMaxSharedBytes + kZoneAfter);
+#endif
   bytes_ = bytes;
   memset(data_ - kZoneBefore, kRed, kZoneBefore);
   memset(data_, kPoison, bytes);
   memset(data_ + bytes, kRed, kZoneAfter);
+#ifdef __SANITIZE_ADDRESS__
+  __asan_poison_memory_region(data_ - kZoneBefore, kZoneBefore);
+  __asan_poison_memory_region(data_ + bytes, kZoneAfter);
+#endif
 }
 
 bool Arena::damaged(long* offset) const {
+#ifdef __SANITIZE_ADDRESS__
+  (void)offset;
+  return false;  // who writes there is told at once
+#else
   uint32_t after = first_damage(data_ + bytes_, kZoneAfter);
   uint32_t before = first_damage(data_ - kZoneBefore, kZoneBefore);
   if (after < kZoneAfter) {
@@ -79,21 +94,31 @@ bool Arena::damaged(long* offset) const {
   }
   *offset = static_cast<long>(before) - static_cast<long>(kZoneBefore);
   return before < kZoneBefore;
+#endif
 }
 
 // -- copies -------------------------------------------------------------------------------------
 
-void CopyQueue::reset() {
+void CopyQueue::reset(Mark& done) {
   copies_.clear();
   groups_ = 0;
+  history_.end(done);
 }
 
-void CopyQueue::issue(unsigned char* to, const void* from, uint32_t bytes, bool valid) {
+void CopyQueue::issue(unsigned char* to, const void* from, uint32_t bytes, bool valid, void* pc) {
+  history_.issue(to, from, bytes, valid, pc);
+  Unseen device;
   memset(to, kPoison, bytes);
   copies_.push_back({to, from, bytes, groups_, valid});
 }
 
+void CopyQueue::commit() {
+  history_.commit();
+  ++groups_;
+}
+
 void CopyQueue::land(size_t i) {
+  Unseen device;
   Copy copy = copies_[i];
   copies_.erase(copies_.begin() + static_cast<long>(i));
   if (copy.valid) {
@@ -106,6 +131,7 @@ void CopyQueue::land(size_t i) {
 void CopyQueue::wait(uint32_t pending) {
   // Copies stand in the order of their groups; the newest, uncommitted one is never waited for.
   while (!copies_.empty() && copies_.front().group + pending < groups_) land(0);
+  history_.wait(pending);
 }
 
 // -- what kernels call --------------------------------------------------------------------------
@@ -178,7 +204,7 @@ void copy_async(uint32_t to_shared, const void* from_global, uint32_t bytes, boo
   if (valid) check_global(from_global, bytes, bytes, false, site);
   Block& block = Block::running();
   CopyQueue& copies = block.lane().copies;
-  copies.issue(to, from_global, bytes, valid);
+  copies.issue(to, from_global, bytes, valid, __builtin_return_address(0));
   uint32_t when = block.launch().options.copies;
   if (when == SIMT_COPIES_EARLY || (when == SIMT_COPIES_RANDOM && block.random().below(3) == 0)) copies.land_newest();
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "device.h"
+#include "race.h"
 #include "simt.h"
 
 namespace simt {
@@ -50,9 +51,11 @@ class Arena {
 // One thread's asynchronous copies.
 class CopyQueue {
  public:
-  void reset();
-  void issue(unsigned char* to, const void* from, uint32_t bytes, bool valid);
-  void commit() { ++groups_; }
+  // Forgets the copies of a launch that is over; `done` is its mark.
+  void reset(Mark& done);
+  // `pc`: the kernel's instruction, for ThreadSanitizer.
+  void issue(unsigned char* to, const void* from, uint32_t bytes, bool valid, void* pc);
+  void commit();
   // Lands what the newest `pending` groups do not hold.
   void wait(uint32_t pending);
   // Lands the copy at this place in the queue.
@@ -70,6 +73,7 @@ class CopyQueue {
   };
   std::vector<Copy> copies_;
   uint32_t groups_ = 0;  // committed
+  CopyHistory history_;
 };
 
 }  // namespace simt

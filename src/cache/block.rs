@@ -96,7 +96,8 @@ impl<'a> Block<'a> {
             counts.push(timeline.mid.len() as i32);
             rows.push(reserved.slot.row as i32);
             origins.push(timeline.origin(config) as f32);
-            for (candidate, mid) in candidates[i * archive..].iter_mut().zip(&timeline.mid) {
+            let candidates = &mut candidates[i * archive..][..archive];
+            for (candidate, mid) in candidates.iter_mut().zip(&timeline.mid) {
                 *candidate = mid.slot.row as i32;
             }
         }

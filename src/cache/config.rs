@@ -282,14 +282,17 @@ impl PackConfigBuilder {
         c.page_tokens = self.page_tokens.unwrap_or_else(|| c.best_page());
         let page_fits = (1..=MOST).contains(&c.page_tokens);
         ensure(page_fits, "page_tokens", "1 to a million", c.page_tokens.to_string())?;
-        let bytes = [c.token_bytes(), c.page_tokens, c.pool_pages().0]
-            .iter()
-            .try_fold(1usize, |n, &x| n.checked_mul(x));
+        // Streams may be too many to multiply before they are known to fit.
+        let pages = c.stream_pages() as u128 * c.streams as u128;
+        let pages_fit = pages <= i32::MAX as u128;
+        let bytes = |c: &PackConfig| pages * (c.page_tokens * c.token_bytes()) as u128 + super::work::bytes(c);
+        let bytes_fit =
+            pages_fit && c.page_tokens.checked_mul(c.token_bytes()).is_some() && { bytes(&c) <= isize::MAX as u128 };
         ensure(
-            bytes.is_some_and(|n| n <= isize::MAX as usize) && c.pool_pages().0 <= i32::MAX as usize,
+            bytes_fit,
             "archive",
-            "pages that can be counted in 31 bits and addressed",
-            format!("{} of {} bytes a token", c.pool_pages(), c.token_bytes()),
+            "pages that can be counted in 31 bits and addressed, tables included",
+            format!("{pages} pages of {} tokens of {} bytes", c.page_tokens, c.token_bytes()),
         )?;
         Ok(c)
     }
@@ -436,7 +439,7 @@ impl PackConfig {
             whole: per_stream(whole_kept),
             current: per_stream(self.block_pages().0),
             archive: per_stream(archive),
-            tables: super::work::bytes(self),
+            tables: super::work::bytes(self) as usize, // `build` has seen that it fits
         }
     }
 
@@ -488,13 +491,17 @@ impl PackConfig {
 
     /// Pages of the pool.
     pub(crate) fn pool_pages(&self) -> Pages {
+        Pages(self.stream_pages() * self.streams)
+    }
+
+    /// Pages of one stream.
+    fn stream_pages(&self) -> usize {
         let whole = (self.sink + self.recent).0 + 1;
-        let pages = if self.compresses() {
+        if self.compresses() {
             whole * self.block_pages().0 + self.slots_per_stream() * self.mid_pages().0
         } else {
             (whole + self.archive.0) * self.block_pages().0
-        };
-        Pages(pages * self.streams)
+        }
     }
 
     /// Whether blocks end where a page ends, so that the sink is one segment.

@@ -44,25 +44,32 @@ pub(crate) struct Work {
     pub matching: Option<Matching>,
 }
 
-/// Bytes of [`Work`] and of the pool's own tables.
-pub(crate) fn bytes(config: &PackConfig) -> usize {
-    let slots = config.slots_per_stream() * config.streams;
-    let slot_pages = slots * config.mid_pages().0 * 4;
-    let key_sums = config.layers * slots * config.heads.kv * config.heads.dim * 4;
-    let slot_bias = config.bias_layers() * config.pool_pages().0 * config.heads.kv * config.page_tokens * 4;
+/// Bytes of [`Work`] and of the pool's own tables. Wide, so that a configuration can be refused by it
+/// that is too large to count in a word; its pages must have been found to fit.
+pub(crate) fn bytes(config: &PackConfig) -> u128 {
+    let product = |factors: &[usize]| factors.iter().map(|&n| n as u128).product::<u128>();
+    let (streams, heads) = (config.streams, config.heads);
+    let slots = config.slots_per_stream();
+    let slot_pages = product(&[slots, streams, config.mid_pages().0, 4]);
+    let key_sums = product(&[config.layers, slots, streams, heads.kv, heads.dim, 4]);
+    let slot_bias = product(&[
+        config.bias_layers(),
+        config.pool_pages().0,
+        heads.kv,
+        config.page_tokens,
+        4,
+    ]);
     let context = |(segments, pages): (usize, usize)| {
-        config.streams * (segments * size_of::<crate::ffi::Segment>() + pages * 4 + 4)
+        product(&[streams, segments * size_of::<crate::ffi::Segment>() + pages * 4 + 4])
     };
-    let tensors: usize = shapes(config)
+    let tensors: u128 = shapes(config)
         .iter()
-        .map(|(dtype, shape)| dtype.bytes() * shape.iter().product::<usize>())
+        .map(|(dtype, shape)| dtype.bytes() as u128 * product(shape))
         .sum();
-    let lists = config.streams * (config.block_pages().0 + config.mid_pages().0) * 4;
-    let contexts = context(config.draft_capacity()) + choices(config) * context(config.context_capacity());
+    let lists = product(&[streams, config.block_pages().0 + config.mid_pages().0, 4]);
+    let contexts = context(config.draft_capacity()) + choices(config) as u128 * context(config.context_capacity());
     let matching = match config.compression {
-        Compression::Match { how, .. } => {
-            Matching::bytes_of(how, config.block, &config.rope, (config.streams, config.heads.kv))
-        }
+        Compression::Match { how, .. } => Matching::bytes_of(how, config.block, &config.rope, (streams, heads.kv)),
         _ => 0,
     };
     slot_pages + key_sums + slot_bias + tensors + lists + contexts + matching

@@ -337,6 +337,13 @@ mod tests {
     const PLANTED: &[Planted] = &[
         planted("missing_barrier", (128, 1, 512, 128), reversed, "", Always),
         planted(
+            "reused_tile",
+            (128, 1, 512, 128),
+            |x, i| 2 * reversed(x, i) + 1,
+            "",
+            Always,
+        ),
+        planted(
             "divergent_barrier",
             (128, 1, 512, 128),
             reversed,

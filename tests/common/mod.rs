@@ -277,18 +277,25 @@ impl Golden {
     /// One tensor, widened to f64, with its shape.
     pub fn tensor(&self, file: &str, name: &str) -> (Vec<f64>, Vec<usize>) {
         let path = self.folder.join(file);
-        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{file}: {e}"));
-        let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{file}: {name}: {e}"));
-        let data = match tensor.dtype() {
-            safetensors::Dtype::F64 => words::<8>(tensor.data()).map(f64::from_le_bytes).collect(),
-            safetensors::Dtype::F32 => words::<4>(tensor.data())
-                .map(|w| f32::from_le_bytes(w).into())
-                .collect(),
-            other => panic!("{file}: {name}: {other:?}"),
-        };
-        (data, tensor.shape().to_vec())
+        std::fs::read(&path)
+            .map_err(|e| e.to_string())
+            .and_then(|bytes| read_tensor(&bytes, name))
+            .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
+}
+
+/// One tensor of a safetensors file, widened to f64, with its shape; or what is wrong with the file.
+pub fn read_tensor(bytes: &[u8], name: &str) -> std::result::Result<(Vec<f64>, Vec<usize>), String> {
+    let tensors = safetensors::SafeTensors::deserialize(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
+    let tensor = tensors.tensor(name).map_err(|e| format!("{name}: {e}"))?;
+    let data: Vec<f64> = match tensor.dtype() {
+        safetensors::Dtype::F64 => words::<8>(tensor.data()).map(f64::from_le_bytes).collect(),
+        safetensors::Dtype::F32 => words::<4>(tensor.data())
+            .map(|w| f32::from_le_bytes(w).into())
+            .collect(),
+        other => return Err(format!("{name}: {other:?} is not taken (F32 and F64 are)")),
+    };
+    Ok((data, tensor.shape().to_vec()))
 }
 
 fn words<const N: usize>(data: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {

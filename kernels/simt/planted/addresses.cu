@@ -104,6 +104,20 @@ __device__ void lost_update(const PlantedParams& p) {
   }
 }
 
+// n = 4 over 4 blocks, whose first threads add; the same contract. Blocks here run one after the other on
+// each core, so the result is right nearly always: what finds it is ThreadSanitizer.
+template <bool Fixed>
+__device__ void lost_update_across_blocks(const PlantedParams& p) {
+  if (threadIdx.x > 0) return;
+  int value = load(address<int>(p.in) + blockIdx.x);
+  int* sum = address<int>(p.out);
+  if (Fixed) {
+    atomicAdd(sum, value);
+  } else {
+    store(sum, load(sum) + value);
+  }
+}
+
 // n = 32. Bug: more variables than a thread's stack holds (on a card: more local memory than it has).
 template <bool Fixed>
 __device__ void stack_overflow(const PlantedParams& p) {
@@ -139,5 +153,7 @@ PF_KERNEL(planted_ldmatrix_row, PlantedParams, 32) { ldmatrix_row<false>(p); }
 PF_KERNEL(planted_ldmatrix_row_fixed, PlantedParams, 32) { ldmatrix_row<true>(p); }
 PF_KERNEL(planted_lost_update, PlantedParams, 256) { lost_update<false>(p); }
 PF_KERNEL(planted_lost_update_fixed, PlantedParams, 256) { lost_update<true>(p); }
+PF_KERNEL(planted_lost_update_across_blocks, PlantedParams, 32) { lost_update_across_blocks<false>(p); }
+PF_KERNEL(planted_lost_update_across_blocks_fixed, PlantedParams, 32) { lost_update_across_blocks<true>(p); }
 PF_KERNEL(planted_stack_overflow, PlantedParams, 32) { stack_overflow<false>(p); }
 PF_KERNEL(planted_stack_overflow_fixed, PlantedParams, 32) { stack_overflow<true>(p); }

@@ -22,6 +22,21 @@ __device__ void missing_barrier(const PlantedParams& p) {
   store(address<int>(p.out) + t, plan.s[p.n - 1 - t]);
 }
 
+// out[i] = 2 in[n - 1 - i] + 1, in two rounds. Bug: shared memory is written again while others still read
+// what the first round left there.
+template <bool Fixed>
+__device__ void reused_tile(const PlantedParams& p) {
+  Plan& plan = shared_memory<Plan>();
+  int t = threadIdx.x, sum = 0;
+  for (int round = 0; round < 2; ++round) {
+    plan.s[t] = load(address<int>(p.in) + t) + round;
+    __syncthreads();
+    sum += plan.s[p.n - 1 - t];
+    if (Fixed) __syncthreads();
+  }
+  store(address<int>(p.out) + t, sum);
+}
+
 // out[i] = in[n - 1 - i]. Bug: the two halves wait at barriers of their own.
 template <bool Fixed>
 __device__ void divergent_barrier(const PlantedParams& p) {
@@ -87,6 +102,8 @@ __device__ void barrier_counts(const PlantedParams& p) {
 // clang-format off
 PF_KERNEL(planted_missing_barrier, PlantedParams, 128) { missing_barrier<false>(p); }
 PF_KERNEL(planted_missing_barrier_fixed, PlantedParams, 128) { missing_barrier<true>(p); }
+PF_KERNEL(planted_reused_tile, PlantedParams, 128) { reused_tile<false>(p); }
+PF_KERNEL(planted_reused_tile_fixed, PlantedParams, 128) { reused_tile<true>(p); }
 PF_KERNEL(planted_divergent_barrier, PlantedParams, 128) { divergent_barrier<false>(p); }
 PF_KERNEL(planted_divergent_barrier_fixed, PlantedParams, 128) { divergent_barrier<true>(p); }
 PF_KERNEL(planted_exited_thread, PlantedParams, 128) { exited_thread<false>(p); }

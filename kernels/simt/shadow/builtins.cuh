@@ -129,7 +129,7 @@ inline int __reduce_max_sync(unsigned mask, int x, simt::Site site = simt::here(
 }
 
 // -- atomics ------------------------------------------------------------------------------------
-// Blocks run on several OS threads, so these really are atomic.
+// Blocks run on several OS threads, so these really are atomic. Like CUDA's they order nothing else.
 
 namespace simt {
 template <class T>
@@ -167,7 +167,7 @@ inline T atomic_update(T* p, Site site, Change change) {
     T changed = change(value);
     W after;
     memcpy(&after, &changed, sizeof(T));
-    if (__atomic_compare_exchange_n(word, &before, after, true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) return value;
+    if (__atomic_compare_exchange_n(word, &before, after, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return value;
   }
 }
 }  // namespace simt

@@ -1,6 +1,7 @@
 // The CPU build's ptx.cuh: one function an instruction. See kernels/device/ptx.cuh for what they do.
 #pragma once
 
+#include "../race.h"
 #include "kernel.cuh"
 
 template <class T>
@@ -20,10 +21,12 @@ __forceinline__ void cp_async_wait() {
 
 __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t row, simt::Site site = simt::here()) {
   simt::LoadMatrix args = {r, simt::shared_pointer("ldmatrix", row, 16, 16, site)};
+  simt::seen_read(args.row, 16);
   simt::meet(simt::ldmatrix_x4, simt::kFullWarp, &args, site);
 }
 __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t row, simt::Site site = simt::here()) {
   simt::LoadMatrix args = {r, simt::shared_pointer("ldmatrix", row, 16, 16, site)};
+  simt::seen_read(args.row, 16);
   simt::meet(simt::ldmatrix_x4_trans, simt::kFullWarp, &args, site);
 }
 

@@ -180,7 +180,10 @@ fn checked(args: &AppendKv<'_>, q_out: Option<&ViewMut<'_>>, kv: &KvPagesMut<'_>
         .extents()
         .iter()
         .try_fold(1usize, |n, &extent| n.checked_mul(extent))
-        .filter(|&n| n <= (i32::MAX as usize) - page_tokens && grid.extents().iter().all(|&n| n <= i32::MAX as usize));
+        .filter(|&n| {
+            n <= (i32::MAX as usize).saturating_sub(page_tokens)
+                && grid.extents().iter().all(|&n| n <= i32::MAX as usize)
+        });
     let Some(tokens) = tokens else {
         return check.fail("lattice.grid", "fewer than 2^31 tokens", format!("{grid:?}"));
     };

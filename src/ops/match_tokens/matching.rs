@@ -240,15 +240,15 @@ impl Matching {
     }
 
     /// Bytes that [`Matching::new`] reserves.
-    pub fn bytes_of(how: SoftMatch, grid: Grid, rope: &Rope3d, (batch, kv_heads): (usize, usize)) -> usize {
+    pub fn bytes_of(how: SoftMatch, grid: Grid, rope: &Rope3d, (batch, kv_heads): (usize, usize)) -> u128 {
         let turns: usize = grid
             .extents()
             .iter()
             .zip(rope.pairs())
             .map(|(n, pairs)| n * pairs)
             .sum();
-        let maps = batch * how.maps(kv_heads);
-        4 * (how.destinations.count(grid) + 2 * turns + maps * (5 * grid.tokens().0 + 2))
+        let maps = batch as u128 * how.maps(kv_heads) as u128;
+        4 * ((how.destinations.count(grid) + 2 * turns) as u128 + maps * (5 * grid.tokens().0 as u128 + 2))
     }
 
     /// Bytes of device memory that it takes up.

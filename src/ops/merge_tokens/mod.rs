@@ -193,7 +193,9 @@ fn checked(args: &MergeTokens<'_>, kv: &KvPagesMut<'_>) -> Result<Shape> {
     let tokens = grid
         .iter()
         .try_fold(1usize, |n, &extent| n.checked_mul(extent))
-        .filter(|&n| n <= i32::MAX as usize - paged.page_tokens && grid.iter().all(|&n| n <= i32::MAX as usize));
+        .filter(|&n| {
+            n <= (i32::MAX as usize).saturating_sub(paged.page_tokens) && grid.iter().all(|&n| n <= i32::MAX as usize)
+        });
     let Some(tokens) = tokens else {
         return check.fail("grid", "fewer than 2^31 tokens", format!("{grid:?}"));
     };

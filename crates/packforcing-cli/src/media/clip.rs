@@ -266,4 +266,59 @@ mod tests {
         white.y.fill(235.0);
         assert!(white.rgb().rgb.iter().all(|&x| x == 255));
     }
+
+    /// Clips of any size and colour, each plane of one value: means of it are that value.
+    #[test]
+    fn flat_clips_stay_flat() {
+        use proptest::prelude::*;
+        use proptest::test_runner::{Config, TestRunner};
+
+        let asked = std::env::var("PACKFORCING_FUZZ").ok();
+        let cases = asked.map_or(300, |n| n.parse().expect("PACKFORCING_FUZZ is a number"));
+        let config = Config {
+            cases,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        let space = prop::sample::select(vec![("mono", 0, 0), ("420", 2, 2), ("422", 2, 1), ("444", 1, 1)]);
+        let extent = || prop_oneof![20usize..80, 1usize..400];
+        let inputs = (extent(), extent(), space, any::<[u8; 3]>(), 1usize..3, any::<usize>());
+        let result = TestRunner::new(config).run(
+            &inputs,
+            |(width, height, (name, across, down), planes, frames, time)| {
+                let colour = if across == 0 {
+                    0
+                } else {
+                    width.div_ceil(across) * height.div_ceil(down)
+                };
+                let mut file = format!("YUV4MPEG2 W{width} H{height} F25:1 C{name}\n").into_bytes();
+                for _ in 0..frames {
+                    file.extend(b"FRAME\n");
+                    for (plane, size) in planes.into_iter().zip([width * height, colour, colour]) {
+                        file.resize(file.len() + size, plane);
+                    }
+                }
+                match Clip::new(Box::new(Cursor::new(file)), "test".into()) {
+                    Ok(mut clip) => {
+                        let (rows, cols) = (clip.rows(), clip.cols());
+                        prop_assert!(rows >= MIN_PATCHES && cols >= MIN_PATCHES);
+                        prop_assert!(PATCH * clip.scale() * rows <= height && PATCH * clip.scale() * cols <= width);
+                        let picture = clip.play(time).expect("every frame is there");
+                        let flat = |plane: &[f32], n: usize, value: u8| {
+                            plane.len() == n && plane.iter().all(|&x| x == f32::from(value))
+                        };
+                        let [y, u, v] = if across == 0 { [planes[0], 128, 128] } else { planes };
+                        prop_assert!(flat(&picture.y, 64 * rows * cols, y));
+                        prop_assert!(flat(&picture.u, 16 * rows * cols, u) && flat(&picture.v, 16 * rows * cols, v));
+                    }
+                    Err(e) => {
+                        prop_assert!(width < 32 || height < 32, "{width} x {height}: {e:#}");
+                        prop_assert!(e.to_string().contains("too few"));
+                    }
+                }
+                Ok(())
+            },
+        );
+        result.unwrap_or_else(|e| panic!("{e}"));
+    }
 }

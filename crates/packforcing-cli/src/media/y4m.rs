@@ -292,4 +292,215 @@ mod tests {
         assert!(message(format!("YUV4MPEG2 {}\n", "x".repeat(1 << 20))).contains("longer than 4096"));
         assert!(message(b"YUV4MPEG2 W4\xff H4\n".to_vec()).contains("not text"));
     }
+
+    mod fuzz {
+        use std::cell::Cell;
+        use std::rc::Rc;
+
+        use proptest::collection::vec;
+        use proptest::prelude::*;
+        use proptest::test_runner::{Config, TestRunner};
+
+        use super::*;
+
+        /// Checks that `holds` does for 2000 inputs, or as many as PACKFORCING_FUZZ says.
+        fn fuzz<S: Strategy>(inputs: S, holds: impl Fn(S::Value))
+        where
+            S::Value: std::fmt::Debug,
+        {
+            let asked = std::env::var("PACKFORCING_FUZZ").ok();
+            let cases = asked.map_or(2000, |n| n.parse().expect("PACKFORCING_FUZZ is a number"));
+            let config = Config {
+                cases,
+                failure_persistence: None,
+                ..Config::default()
+            };
+            let result = TestRunner::new(config).run(&inputs, |input| {
+                holds(input);
+                Ok(())
+            });
+            result.unwrap_or_else(|e| panic!("{e}"));
+        }
+
+        /// A clip that makes sense, and its frames.
+        fn clip() -> impl Strategy<Value = (Header, Vec<(String, Vec<u8>)>)> {
+            let chroma = prop::sample::select(vec![
+                Chroma::Mono,
+                Chroma::Planes(2, 2),
+                Chroma::Planes(2, 1),
+                Chroma::Planes(1, 1),
+            ]);
+            let rate = (1u32..1000, 1u32..1002);
+            (1usize..9, 1usize..9, rate, chroma, any::<bool>()).prop_flat_map(
+                |(width, height, rate, chroma, full_range)| {
+                    let header = Header {
+                        width,
+                        height,
+                        rate,
+                        chroma,
+                        full_range,
+                    };
+                    let frame = ("( I[a-z]{3})?", vec(any::<u8>(), header.frame_bytes()));
+                    (Just(header), vec(frame, 1..5))
+                },
+            )
+        }
+
+        fn written(header: &Header, frames: &[(String, Vec<u8>)]) -> Vec<u8> {
+            let space = match header.chroma {
+                Chroma::Mono => "mono",
+                Chroma::Planes(2, 2) => "420jpeg",
+                Chroma::Planes(2, _) => "422",
+                Chroma::Planes(..) => "444",
+            };
+            let range = if header.full_range { " XCOLORRANGE=FULL" } else { "" };
+            let (n, d) = header.rate;
+            let line = format!(
+                "YUV4MPEG2 W{} H{} F{n}:{d} Ip C{space}{range}\n",
+                header.width, header.height
+            );
+            let mut file = line.into_bytes();
+            for (parameters, planes) in frames {
+                file.extend(format!("FRAME{parameters}\n").bytes());
+                file.extend(planes);
+            }
+            file
+        }
+
+        /// What was accepted must be readable, within its bounds; what was refused must be told.
+        fn holds_together(file: Vec<u8>) {
+            let length = file.len();
+            match open(file) {
+                Ok(mut clip) => {
+                    let header = clip.header().clone();
+                    assert!((1..=MAX_EXTENT).contains(&header.width) && (1..=MAX_EXTENT).contains(&header.height));
+                    assert!(header.rate.0 > 0 && header.rate.1 > 0 && header.frames_per_second() < 1001.0);
+                    assert!(clip.frames() > 0 && clip.frames() * header.frame_bytes() < length);
+                    let mut planes = Vec::new();
+                    for frame in (0..clip.frames()).rev() {
+                        clip.read(frame, &mut planes).expect("open has seen all frames");
+                        assert_eq!(planes.len(), header.frame_bytes());
+                    }
+                    assert!(clip.read(clip.frames(), &mut planes).is_err());
+                }
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+
+        #[test]
+        fn clips_come_back_as_they_were() {
+            fuzz(clip(), |(header, frames)| {
+                let mut clip = open(written(&header, &frames)).expect("it makes sense");
+                assert_eq!((clip.header(), clip.frames()), (&header, frames.len()));
+                let mut planes = Vec::new();
+                for (i, (_, expected)) in frames.iter().enumerate().rev() {
+                    clip.read(i, &mut planes).expect("it is there");
+                    assert_eq!(&planes, expected);
+                }
+            });
+        }
+
+        #[test]
+        fn damaged_clips_are_refused_or_hold_together() {
+            let byte = prop_oneof![any::<u8>(), prop::sample::select(b" \n0123456789:WHFCFRAME".to_vec())];
+            let damage = vec((0..4u8, any::<usize>(), byte, 1usize..40), 1..4);
+            fuzz((clip(), damage), |((header, frames), damage)| {
+                let mut file = written(&header, &frames);
+                for (kind, at, byte, n) in damage {
+                    // Headers are what breaks: half of the damage falls there.
+                    let at = at % file.len().clamp(1, if n % 2 == 0 { 50 } else { usize::MAX });
+                    let end = (at + n).min(file.len());
+                    match kind {
+                        0 => drop(file.splice(at..end.min(at + 1), [byte])),
+                        1 => file.truncate(at),
+                        2 => file.insert(at.min(file.len()), byte),
+                        _ => drop(file.drain(at.min(end)..end)),
+                    }
+                }
+                holds_together(file);
+            });
+        }
+
+        #[test]
+        fn headers_of_any_words_are_refused_or_hold_together() {
+            let number = prop_oneof![
+                (0u32..40).prop_map(|n| n.to_string()),
+                any::<i128>().prop_map(|n| n.to_string()),
+                "[0-9:.+-]{0,30}",
+                ".{0,4}"
+            ];
+            let word = prop_oneof![
+                (prop::sample::select(b"WHFCAIX".to_vec()), number).prop_map(|(tag, n)| format!("{}{n}", tag as char)),
+                Just("F25:1".to_string()),
+                Just("Cmono".to_string()),
+                ".{0,12}",
+            ];
+            fuzz((vec(word, 0..8), vec(any::<u8>(), 0..64)), |(words, rest)| {
+                let head = format!("YUV4MPEG2 W4 H4 F25:1 {}\nFRAME\n", words.join(" "));
+                holds_together([head.as_bytes(), &rest].concat());
+            });
+        }
+
+        /// Zeros behind a header, as many as it likes, and how far they were read.
+        struct Endless {
+            head: Vec<u8>,
+            length: u64,
+            at: u64,
+            read: Rc<Cell<u64>>,
+        }
+
+        impl Read for Endless {
+            fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+                let left = self.length.saturating_sub(self.at);
+                let n = to.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                for (i, byte) in to[..n].iter_mut().enumerate() {
+                    let at = usize::try_from(self.at).unwrap_or(usize::MAX).saturating_add(i);
+                    *byte = self.head.get(at).copied().unwrap_or(0);
+                }
+                self.at += n as u64;
+                self.read.set(self.read.get() + n as u64);
+                Ok(n)
+            }
+        }
+
+        impl Seek for Endless {
+            fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+                let to = match to {
+                    SeekFrom::Start(at) => Some(at),
+                    SeekFrom::End(by) => self.length.checked_add_signed(by),
+                    SeekFrom::Current(by) => self.at.checked_add_signed(by),
+                };
+                self.at = to.ok_or(std::io::ErrorKind::InvalidInput)?;
+                Ok(self.at)
+            }
+        }
+
+        #[test]
+        fn files_of_any_length_are_not_taken_into_memory() {
+            let extent = || prop_oneof![1..=MAX_EXTENT, Just(MAX_EXTENT)];
+            let length = prop_oneof![0..1u64 << 40, any::<u64>()];
+            fuzz((extent(), extent(), length), |(width, height, length)| {
+                let head = format!("YUV4MPEG2 W{width} H{height} F25:1\nFRAME\n").into_bytes();
+                let read = Rc::new(Cell::new(0));
+                let source = Endless {
+                    head,
+                    length,
+                    at: 0,
+                    read: read.clone(),
+                };
+                // One frame at most, then zeros stand where FRAME is expected.
+                let message = format!(
+                    "{:#}",
+                    Y4m::open(Box::new(source)).err().unwrap_or_else(|| anyhow!("a frame"))
+                );
+                assert!(
+                    ["not a y4m", "cut off", "empty", "a frame"]
+                        .iter()
+                        .any(|m| message.contains(m)),
+                    "{message}"
+                );
+                assert!(read.get() < 1 << 16, "{} bytes were read", read.get());
+            });
+        }
+    }
 }
