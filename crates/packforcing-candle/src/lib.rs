@@ -102,6 +102,8 @@
 //!
 //! - **Inference.** There is no backward pass, and tensors that candle tracks are refused by name:
 //!   `detach` them, or load weights as tensors rather than variables.
+//! - **The loop is yours.** `packforcing::rollout` keeps latents in memory of its own; with candle write
+//!   the few lines that the example `tiny_video` has.
 //! - **On the CPU** ops run on rayon's threads. Call them from outside of rayon jobs that share a
 //!   page pool.
 //! - **On a GPU** packforcing's kernels take f16 and bf16, head dims 64 and 128, and rows on 16-byte

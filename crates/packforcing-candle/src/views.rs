@@ -69,7 +69,8 @@ pub type Named<'a> = (&'static str, &'a Tensor);
 /// write lock is held while `f` runs, so no thread sees a half-written tensor in host memory, and on a
 /// GPU the work is in the order of the stream, as all of candle's. A lock is one for a whole storage: two
 /// tensors of which one is written must not share one, even where they do not overlap, and are
-/// refused. While `f` runs it must not use the tensors themselves, that would wait for ever.
+/// refused. While `f` runs it must not touch the tensors that are written, and no two threads may at once
+/// write what the other reads: they would wait for ever, as with candle's own ops in place.
 ///
 /// # Errors
 ///

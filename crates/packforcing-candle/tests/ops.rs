@@ -50,6 +50,25 @@ fn attention_over_pages() {
         let rope = Rope3d::wan(DIM);
 
         let (q_own, k_own, v_own, bias_own) = (own(device, &q), own(device, &k), own(device, &v), own(device, &bias));
+        // Both streams ask the same, from one memory.
+        let pages = Pages {
+            k: &k,
+            v: &v,
+            slot_bias: None,
+        };
+        let shared = q
+            .i(0..1)
+            .expect("a stream")
+            .broadcast_as(q.shape())
+            .expect("two streams");
+        let dense = shared.contiguous().expect("a copy");
+        let [shared, dense] = [&shared, &dense].map(|q| {
+            attention(device, q, &pages, &context, &rope, 0.125)
+                .expect("attention")
+                .0
+        });
+        assert_eq!(bits(&shared), bits(&dense), "{device} {dtype:?}");
+
         for slot_bias in [None, Some(&bias)] {
             let pages = Pages {
                 k: &k,
