@@ -2,7 +2,7 @@
 //! cache, and with attention over everything, kept by candle itself. The same layers, the same noise:
 //! while the cache still holds every block whole the two are one video, to rounding.
 //!
-//! `cargo run --release -p packforcing-candle --example tiny_video [blocks] [seed]`
+//! `cargo run -p packforcing-candle --example tiny_video [blocks] [seed]`
 
 use std::time::{Duration, Instant};
 
