@@ -16,11 +16,10 @@ const DIM: usize = 16;
 fn attend(q: &[f32], k: &[f32], v: &[f32]) -> Result<(Vec<f32>, Vec<f32>)> {
     let device = Device::cpu();
     let tokens = k.len() / (HEADS * DIM);
-    // SAFETY: the slices outlive the views, and [1, heads, tokens, dim] with these strides stays
-    // inside their tokens x heads x dim elements.
-    let pages = |x: &[f32]| unsafe {
+    // [tokens, heads, dim] seen as the page's [1, heads, tokens, dim].
+    let pages = |x| {
         let (shape, strides) = ([1, HEADS, tokens, DIM], [tokens * HEADS * DIM, DIM, HEADS * DIM, 1]);
-        View::from_raw(&device, x.as_ptr() as u64, packforcing::DType::F32, &shape, &strides)
+        View::from_slice(&device, x, &[tokens * HEADS * DIM])?.strided(0, &shape, &strides)
     };
     let context = Context::from_host(&device, (1, tokens), &[vec![Segment::new(vec![0], tokens)]])?;
     let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; q.len() / DIM]);

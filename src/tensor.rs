@@ -104,6 +104,46 @@ impl Raw {
         Ok(self)
     }
 
+    fn strided(self, offset: usize, shape: &[usize], strides: &[usize]) -> Result<Raw> {
+        const OP: &str = "strided";
+        let elements = self.elements();
+        let refuse = |argument, expected: String, got: String| Err(Error::argument(OP, argument, expected, got));
+        if !self.is_contiguous() {
+            let got = format!("{:?}, strides {:?}", self.shape, self.strides);
+            return refuse("self", "a contiguous view".into(), got);
+        }
+        if offset > elements {
+            return refuse("offset", format!("at most {elements}"), offset.to_string());
+        }
+        let mut strides = Dims::from_slice(strides);
+        // Where there is one element, or none, a stride is never taken.
+        if let (Some(0 | 1), Some(stride)) = (shape.last(), strides.last_mut()) {
+            *stride = 1;
+        }
+        let address = self.address + (offset * self.dtype.bytes()) as u64;
+        let raw = foreign_raw(OP, &self.device, address, self.dtype, shape, &strides)?;
+        if raw.extent() > elements - offset {
+            let expected = format!("strides that stay inside {elements} elements from {offset} on");
+            return refuse("strides", expected, format!("{strides:?} of {shape:?}"));
+        }
+        Ok(raw)
+    }
+
+    /// Whether two elements may share an address: whether a stride falls into the reach of the
+    /// smaller ones.
+    fn may_overlap(&self) -> bool {
+        let mut dims: SmallVec<[(usize, usize); 6]> = self.strides.iter().copied().zip(self.shape.clone()).collect();
+        dims.retain(|(_, n)| *n > 1);
+        dims.sort_unstable();
+        let mut reach = 0;
+        self.elements() > 0
+            && dims.iter().any(|&(stride, n)| {
+                let falls = stride <= reach;
+                reach += (n - 1) * stride;
+                falls
+            })
+    }
+
     fn elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -356,6 +396,31 @@ impl<'a> View<'a> {
         Ok(View::wrap(self.raw.clone().reshape(shape)?, self.guard.clone()))
     }
 
+    /// The memory of a contiguous view under another shape, with strides in elements, from element
+    /// `offset` on. Strides of 0 repeat what they pass over.
+    ///
+    /// ```
+    /// use packforcing::{Device, View};
+    /// # fn main() -> packforcing::Result<()> {
+    /// // [tokens, heads, dim] of 2 x 2 x 2, seen as [heads, tokens, dim].
+    /// let x = [0.0f32, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+    /// let heads = View::from_slice(&Device::cpu(), &x, &[8])?.strided(0, &[2, 2, 2], &[2, 4, 1])?;
+    /// assert_eq!(heads.select(0, 1)?.to_vec::<f32>()?, [2.0, 3.0, 6.0, 7.0]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A view that is not contiguous, elements outside of it, strides of another rank, an innermost
+    /// stride other than 1 where there is more than one element.
+    pub fn strided(&self, offset: usize, shape: &[usize], strides: &[usize]) -> Result<View<'a>> {
+        Ok(View::wrap(
+            self.raw.clone().strided(offset, shape, strides)?,
+            self.guard.clone(),
+        ))
+    }
+
     pub(crate) fn span(&self) -> Span {
         self.raw.span(false)
     }
@@ -476,6 +541,25 @@ impl<'a> ViewMut<'a> {
     /// A view that is not contiguous, or another number of elements.
     pub fn reshape(self, shape: &[usize]) -> Result<ViewMut<'a>> {
         Ok(ViewMut::wrap(self.raw.reshape(shape)?, self.guard))
+    }
+
+    /// The memory of a contiguous view under another shape, with strides in elements, from element
+    /// `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// As [`View::strided`]; strides under which two elements may share an address.
+    pub fn strided(self, offset: usize, shape: &[usize], strides: &[usize]) -> Result<ViewMut<'a>> {
+        let raw = self.raw.strided(offset, shape, strides)?;
+        if raw.may_overlap() {
+            return Err(Error::argument(
+                "strided",
+                "strides",
+                "strides that keep elements apart",
+                format!("{strides:?} of {shape:?}"),
+            ));
+        }
+        Ok(ViewMut::wrap(raw, self.guard))
     }
 
     /// Copies host elements in, in the order of the device's stream.

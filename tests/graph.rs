@@ -4,9 +4,9 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::{Rng, Suite};
+use common::Suite;
 use packforcing::cache::{Block, BlockGraph, Compression, Heads, PackConfig, PagePool, Policy, Stream};
-use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, denoise_step};
+use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, NoiseBase, denoise_step};
 use packforcing::{Blocks, DType, Device, Error, Grid, Result, SimtOptions, Tensor};
 
 const GRID: Grid = Grid {
@@ -18,6 +18,9 @@ const TOKENS: usize = 32;
 const DIM: usize = 64;
 const STEPS: usize = 3;
 const STREAMS: usize = 2;
+const ELEMENTS: usize = STREAMS * TOKENS * DIM;
+/// Draws of noise in a block: the latent to begin with, and one a step.
+const DRAWS: usize = STEPS + 1;
 
 /// A model of two layers that is made of launches alone: each layer attends with what the one below
 /// it gave, and the latent goes towards the last.
@@ -28,6 +31,8 @@ struct Model {
     below: Tensor,
     above: Tensor,
     update: Coefficients,
+    start: Coefficients,
+    noise: NoiseBase,
 }
 
 fn config() -> PackConfig {
@@ -60,6 +65,8 @@ impl Model {
             below: tensor(),
             above: tensor(),
             update: Coefficients::new(device, &[vec![row(0.6), row(0.4), row(0.5)]]).expect("finite"),
+            start: Coefficients::new(device, &[vec![row(1.0)]]).expect("finite"),
+            noise: NoiseBase::new(device, Noise { seed: 7, offset: 0 }).expect("there is memory"),
             pool,
         };
         // One of the streams is two blocks ahead of the other, and stays so.
@@ -76,13 +83,10 @@ impl Model {
         model
     }
 
-    /// The block's latent before the first step; what a graph cannot hold.
+    /// What a graph does not hold: which noise the block's draws are.
     fn start(&mut self, block: usize) {
-        let mut rng = Rng::new(&format!("block {block}"));
-        let x: Vec<f32> = (0..STREAMS * TOKENS * DIM).map(|_| rng.normal() as f32).collect();
-        let start = Tensor::from_f32(&Device::cpu(), DType::BF16, &x, self.x.shape()).expect("numbers");
-        let bits: Vec<half::bf16> = start.to_vec().expect("numbers");
-        self.x.view_mut().copy_from_slice(&bits).expect("it fits");
+        let offset = (block * DRAWS * ELEMENTS / 4) as u64;
+        self.noise.set(Noise { seed: 7, offset }).expect("it is uploaded");
     }
 }
 
@@ -92,6 +96,8 @@ struct Work<'a> {
     below: &'a mut Tensor,
     above: &'a mut Tensor,
     update: &'a Coefficients,
+    start: &'a Coefficients,
+    noise: &'a NoiseBase,
 }
 
 impl Model {
@@ -101,32 +107,42 @@ impl Model {
             below: &mut self.below,
             above: &mut self.above,
             update: &self.update,
+            start: &self.start,
+            noise: &self.noise,
         };
         (&self.pool, &mut self.streams, work)
     }
 }
 
 impl Work<'_> {
-    /// Every pass of a block: the denoising steps and the commit pass.
+    /// Every pass of a block, from noise through the denoising steps to the commit pass.
     fn passes(&mut self, block: &mut Block<'_>) -> Result<()> {
+        self.update(self.start, 0)?;
         for step in 0..STEPS {
             let mut pass = block.denoise_pass()?;
             self.layers(|layer, q, out| pass.attend(layer, q.view(), q.view(), q.view(), &mut out.view_mut()))?;
-            let noise = Noise {
-                seed: 7,
-                offset: (step * STREAMS * TOKENS * DIM / 4) as u64,
-            };
-            let update = DenoiseStep {
-                terms: vec![self.above.view()],
-                in_place: 1,
-                frame_axis: 1,
-                coefficients: self.update,
-                noise: Some(noise),
-            };
-            denoise_step(&update, &mut [self.x.view_mut()])?;
+            self.update(self.update, step + 1)?;
         }
         let mut pass = block.commit_pass()?;
         self.layers(|layer, q, out| pass.attend(layer, q.view(), q.view(), q.view(), &mut out.view_mut()))
+    }
+
+    /// The latent from itself, the last layer and the noise of one draw.
+    fn update(&mut self, coefficients: &Coefficients, draw: usize) -> Result<()> {
+        let in_place = coefficients.terms().min(1);
+        let step = DenoiseStep {
+            terms: vec![self.above.view(); coefficients.terms() - in_place],
+            in_place,
+            frame_axis: 1,
+            coefficients,
+            noise: Some(Noise {
+                seed: 0,
+                offset: (draw * ELEMENTS / 4) as u64,
+            }),
+            noise_base: Some(self.noise),
+            guidance: None,
+        };
+        denoise_step(&step, &mut [self.x.view_mut()])
     }
 
     fn layers(&mut self, mut attend: impl FnMut(usize, &Tensor, &mut Tensor) -> Result<()>) -> Result<()> {
@@ -197,6 +213,8 @@ fn double(x: &mut Tensor, term: &Tensor, coefficients: &Coefficients) -> Result<
         frame_axis: 0,
         coefficients,
         noise: None,
+        noise_base: None,
+        guidance: None,
     };
     denoise_step(&step, &mut [x.view_mut()])
 }

@@ -110,6 +110,62 @@ fn refused_parts(device: &Device) {
     );
 }
 
+fn strided_parts(device: &Device) {
+    let mut x = counted(device, &[2, 3, 4]);
+    let view = x.view();
+    let turned = view.strided(1, &[3, 2, 2], &[4, 12, 1]).expect("a transposed part");
+    assert_eq!((turned.shape(), turned.strides()), (&[3, 2, 2][..], &[4, 12, 1][..]));
+    assert_eq!(numbers(&turned), [1, 2, 13, 14, 5, 6, 17, 18, 9, 10, 21, 22]);
+    assert_eq!(turned.address(), view.address() + 4);
+    let repeated = view.strided(22, &[3, 2], &[0, 1]).expect("a row three times");
+    assert_eq!(numbers(&repeated), [22, 23, 22, 23, 22, 23]);
+    // A stride that nothing is reached by does not count.
+    let column = view.strided(3, &[6, 1], &[4, 99]).expect("a column");
+    assert_eq!(
+        (column.strides(), numbers(&column)),
+        (&[4, 1][..], vec![3, 7, 11, 15, 19, 23])
+    );
+    assert!(numbers(&view.strided(24, &[0, 4], &[4, 1]).expect("nothing")).is_empty());
+
+    for (offset, shape, strides, argument) in [
+        (0, &[3, 2, 2][..], &[4, 15, 1][..], "strides"), // one past the end
+        (12, &[3, 2, 2], &[4, 12, 1], "strides"),
+        (25, &[0], &[1], "offset"),
+        (usize::MAX, &[1], &[1], "offset"),
+        (24, &[1], &[1], "strides"),
+        (0, &[2, 3], &[1, 2], "strides"), // the innermost is not 1
+        (0, &[2, 3], &[3], "strides"),
+        (0, &[], &[], "strides"),
+        (0, &[2, 2], &[usize::MAX, 1], "strides"),
+        (0, &[usize::MAX, 2], &[0, 1], "shape"),
+    ] {
+        assert_eq!(refused(view.strided(offset, shape, strides)), ("strided", argument));
+        assert_eq!(refused(x_mut(&view, offset, shape, strides)), ("strided", argument));
+    }
+    let gapped = view.narrow(2, 0, 2).expect("a part");
+    assert_eq!(refused(gapped.strided(0, &[2], &[1])), ("strided", "self"));
+    drop((turned, repeated, column, gapped, view));
+
+    // Written through, where no element has two addresses' worth of names.
+    for (shape, strides) in [(&[2, 2][..], &[0, 1][..]), (&[2, 3], &[2, 1]), (&[3, 2, 2], &[1, 2, 1])] {
+        assert_eq!(refused(x.view_mut().strided(0, shape, strides)), ("strided", "strides"));
+    }
+    let part = x.view_mut().strided(2, &[1, 2, 2], &[0, 12, 1]).expect("a part");
+    let mut row = part.select(1, 1).expect("its second row");
+    row.copy_from_slice(&[-1, -2]).expect("an upload");
+    drop(row);
+    let expected: Vec<i32> = (0..24)
+        .map(|i| [-1, -2].get((i as usize).wrapping_sub(14)).copied().unwrap_or(i))
+        .collect();
+    assert_eq!(numbers(&x.view()), expected);
+}
+
+/// A mutable view's answer for what a view of the same elements is asked.
+fn x_mut(view: &View<'_>, offset: usize, shape: &[usize], strides: &[usize]) -> Result<()> {
+    let mut copy = counted(view.device(), view.shape());
+    copy.view_mut().strided(offset, shape, strides).map(drop)
+}
+
 fn writing(device: &Device) {
     let mut x = counted(device, &[2, 3, 4]);
     let mut row = x.view_mut().select(0, 1).and_then(|v| v.select(0, 2)).expect("a row");
@@ -592,6 +648,7 @@ fn main() -> std::process::ExitCode {
     common::Suite::new()
         .on_devices("parts_of_views", parts_of_views)
         .on_devices("refused_parts", refused_parts)
+        .on_devices("strided_parts", strided_parts)
         .on_devices("writing", writing)
         .on_devices("strided_downloads", strided_downloads)
         .on_devices("rounding", rounding)

@@ -375,6 +375,11 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
+    /// Where the pages are, and what is attended with has to be.
+    pub fn device(&self) -> &Device {
+        &self.block.pool.device
+    }
+
     /// What one layer attends to, as [`Block::context`].
     pub fn context(&self, layer: usize) -> Option<&Context> {
         self.block.context(layer)

@@ -69,7 +69,7 @@ pub(crate) fn bytes(config: &PackConfig) -> u128 {
     let lists = product(&[streams, config.block_pages().0 + config.mid_pages().0, 4]);
     let contexts = context(config.draft_capacity()) + choices(config) as u128 * context(config.context_capacity());
     let matching = match config.compression {
-        Compression::Match { how, .. } => Matching::bytes_of(how, config.block, &config.rope, (streams, heads.kv)),
+        Compression::Match { how, .. } => Matching::wide_bytes_of(how, config.block, &config.rope, (streams, heads.kv)),
         _ => 0,
     };
     slot_pages + key_sums + slot_bias + tensors + lists + contexts + matching

@@ -87,10 +87,15 @@ struct Argument<P>(P);
 // kernel was compiled with, and passed by value.
 unsafe impl<P: KernelParams> DeviceRepr for Argument<P> {}
 
-/// Whether the driver's library can be loaded and started; cudarc panics where it cannot.
+/// The driver's library; cudarc tries these names too.
+const LIBRARY: [&str; 3] = ["libcuda.so", "libcuda.so.1", "nvcuda.dll"];
+
+/// Whether the driver's library can be loaded and started; cudarc panics where it cannot. Its own
+/// probe is not there where another crate has it link the library at build time, as candle does.
 fn probe() -> Result<()> {
     // SAFETY: looks for the library and opens it; nothing is called yet.
-    if !unsafe { sys::is_culib_present() } {
+    let opens = |name: &&str| unsafe { libloading::Library::new(*name) }.is_ok();
+    if !LIBRARY.iter().any(opens) {
         return Err(Error::NoDriver {
             reason: "libcuda.so.1 was not found".into(),
         });

@@ -239,8 +239,12 @@ impl Matching {
         })
     }
 
-    /// Bytes that [`Matching::new`] reserves.
-    pub fn bytes_of(how: SoftMatch, grid: Grid, rope: &Rope3d, (batch, kv_heads): (usize, usize)) -> u128 {
+    /// Bytes that [`Matching::new`] reserves; the largest number there is where they are more.
+    pub fn bytes_of(how: SoftMatch, grid: Grid, rope: &Rope3d, extents: (usize, usize)) -> usize {
+        usize::try_from(Matching::wide_bytes_of(how, grid, rope, extents)).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) fn wide_bytes_of(how: SoftMatch, grid: Grid, rope: &Rope3d, (batch, kv_heads): (usize, usize)) -> u128 {
         let turns: usize = grid
             .extents()
             .iter()
