@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""Breaks kernels and launch code in small ways, and sees whether the tests notice.
+
+The changes stand in mutations.toml. Each is made in a copy of the tree (target/mutants), where the
+test files that it names are built and run; a failure, a crash or a hang means that it was caught. A
+text that is not found, or a change that does not compile, is an error of the table.
+
+    scripts/mutate.py --list
+    scripts/mutate.py --name attention-barrier
+    scripts/mutate.py --random 5              # another five each time; the seed is printed
+    scripts/mutate.py --all --table docs/mutations.md
+
+Exit status: 0 where all were caught, 1 where one survived, 2 where the table or the tree is broken.
+"""
+
+import argparse
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TREE = ROOT / "target/mutants/tree"
+# Dependencies are those of the tree itself.
+BUILT = ROOT / "target"
+# Many times what the slowest test file takes.
+RUN_SECONDS = 300
+BUILD_SECONDS = 1500
+
+
+def copy_tree():
+    """Brings the copy up to date; files that are the same keep their times, so builds stay warm."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True,
+    ).stdout.decode().split("\0")
+    wanted = {name for name in listed if name and (ROOT / name).is_file()}
+    for path in TREE.rglob("*"):
+        if path.is_file() and str(path.relative_to(TREE)) not in wanted:
+            path.unlink()
+    for name in wanted:
+        to, data = TREE / name, (ROOT / name).read_bytes()
+        if not to.is_file() or to.read_bytes() != data:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(data)
+
+
+def cargo(tests, *arguments, seconds):
+    """Exit status (None after a timeout) and output of `cargo test` on these test files."""
+    command = ["cargo", "test", "--quiet", "-p", "packforcing"]
+    for test in tests:
+        command += ["--test", test]
+    environment = dict(
+        os.environ,
+        CARGO_TARGET_DIR=str(BUILT),
+        CARGO_TERM_COLOR="never",
+        PACKFORCING_REQUIRE="cpu,simt,golden",
+    )
+    process = subprocess.Popen(
+        command + list(arguments), cwd=TREE, env=environment, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+        return process.returncode, output
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        return None, process.communicate()[0]
+
+
+def verdict(tests):
+    """What caught the change in the copy: text, or None for nothing. Raises where it does not build."""
+    status, output = cargo(tests, "--no-run", seconds=BUILD_SECONDS)
+    if status != 0:
+        raise ValueError("does not build:\n" + output[-3000:])
+    for test in tests:
+        status, output = cargo([test], seconds=RUN_SECONDS)
+        if status is None:
+            return f"`{test}` hangs"
+        failed = re.findall(r"^test (\S+) +\.\.\. FAILED", output, re.M) or re.findall(r"^    (\S+)$", output, re.M)
+        if status != 0:
+            if not failed:
+                return f"`{test}` crashes"
+            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+            return f"`{test}`: {failed[0]}{more}"
+    return None
+
+
+def try_out(mutation):
+    path = TREE / mutation["file"]
+    text = path.read_text()
+    if text.count(mutation["old"]) != 1:
+        raise ValueError(f"the old text stands {text.count(mutation['old'])} times in {mutation['file']}, not once")
+    path.write_text(text.replace(mutation["old"], mutation["new"]))
+    try:
+        return verdict(mutation["tests"])
+    finally:
+        path.write_text(text)
+
+
+def write_table(path, results):
+    lines = [
+        "# Mutations",
+        "",
+        "Small mistakes, made on purpose in the kernels and the code that launches them: does the suite notice?",
+        "`scripts/mutations.toml` has the changes, CI tries five others in every run, and this table is one run of all:",
+        "",
+        "```sh",
+        "scripts/mutate.py --all --table docs/mutations.md",
+        "```",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, SIMT device and CPU, no GPU. A caught change shows one of the tests that failed.",
+        "",
+        "| change | file | what it breaks | caught by |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {m['name']} | `{m['file']}` | {m['what']} | {caught} |" for m, caught in results]
+    Path(path).write_text("\n".join(lines) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="mutation tests of the kernels and launches")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--all", action="store_true")
+    which.add_argument("--random", type=int, metavar="N")
+    which.add_argument("--name", action="append")
+    which.add_argument("--list", action="store_true")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
+    parser.add_argument("--table", metavar="FILE", help="writes a markdown table (with --all)")
+    options = parser.parse_args()
+
+    table = tomllib.loads((ROOT / "scripts/mutations.toml").read_text())
+    mutations = [dict(entry, name=name) for name, entry in table.items()]
+    # A table that is out of date is told of whichever mutations are run.
+    for m in mutations:
+        found = (ROOT / m["file"]).read_text().count(m["old"])
+        if found != 1:
+            print(f"{m['name']}: the old text stands {found} times in {m['file']}, not once")
+            return 2
+    runs = [m for m in mutations if "argued" not in m]
+    if options.list:
+        for m in mutations:
+            print(f"{m['name']:28} {m['file']:34} {m['what']}")
+        return 0
+    if options.name:
+        unknown = set(options.name) - {m["name"] for m in mutations}
+        if unknown:
+            print("no such mutation:", ", ".join(sorted(unknown)))
+            return 2
+        runs = [m for m in mutations if m["name"] in options.name]
+    if options.random:
+        print(f"--seed {options.seed}")
+        runs = random.Random(options.seed).sample(runs, min(options.random, len(runs)))
+
+    TREE.mkdir(parents=True, exist_ok=True)
+    copy_tree()
+    # Nothing counts if the tests fail without a change.
+    begun = time.monotonic()
+    try:
+        broken = verdict(sorted({test for m in runs for test in m["tests"]}))
+    except ValueError as error:
+        broken = error
+    if broken:
+        print(f"the tree itself fails: {broken}")
+        return 2
+    print(f"the tree itself passes ({time.monotonic() - begun:.0f} s)", flush=True)
+
+    results, survivors, errors = [], [], []
+    for m in runs:
+        begun = time.monotonic()
+        try:
+            caught = try_out(m)
+        except ValueError as error:
+            errors.append(m["name"])
+            caught = f"ERROR: {error}"
+        else:
+            if caught is None:
+                survivors.append(m["name"])
+                caught = "**nothing: it survived**"
+        results.append((m, caught))
+        print(f"{m['name']:28} {time.monotonic() - begun:4.0f} s  {caught}", flush=True)
+    if options.table and options.all:
+        argued = [(m, f"not run: {m['argued']}") for m in mutations if "argued" in m]
+        write_table(options.table, results + argued)
+    print(f"{len(results)} changes, {len(survivors)} survived {survivors or ''}, {len(errors)} errors {errors or ''}")
+    return 2 if errors else 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
