@@ -115,7 +115,10 @@ fn main() -> Result<()> {
             }
         })?;
         let how = if number == 0 { "launched" } else { "replayed" };
-        println!("block {number}: {how} in {took:.1?}, attends to {:?}", block.chosen(0)?[0]);
+        println!(
+            "block {number}: {how} in {took:.1?}, attends to {:?}",
+            block.chosen(0)?[0]
+        );
         block.commit()?;
     }
     Ok(())

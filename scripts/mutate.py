@@ -81,7 +81,8 @@ def verdict(tests):
         status, output = cargo([test], seconds=RUN_SECONDS)
         if status is None:
             return f"`{test}` hangs"
-        failed = re.findall(r"^test (\S+) +\.\.\. FAILED", output, re.M) or re.findall(r"^    (\S+)$", output, re.M)
+        lists = re.findall(r"^failures:\n((?:    \S.*\n)+)", output, re.M)
+        failed = [name.strip() for name in lists[-1].splitlines()] if lists else []
         if status != 0:
             if not failed:
                 return f"`{test}` crashes"

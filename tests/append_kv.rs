@@ -1,7 +1,7 @@
 //! `append_kv` against its f64 reference, on every device.
 mod common;
 
-use common::{Errors, Rng, rounded, widen};
+use common::{Errors, Rng, TokenMajor, rounded, widen};
 use packforcing::ops::append_kv::{AppendKv, Lattice, Norm, append_kv, reference};
 use packforcing::paging::{KvPagesMut, PageLists};
 use packforcing::{DType, Device, DeviceKind, Error, Grid, Result, Rope3d, Tensor, View};
@@ -504,6 +504,41 @@ fn gathered(case: &Case, pages: &[f32], list: &[u32]) -> Vec<u32> {
         .collect()
 }
 
+/// Keys, values and the pages of each may lie in memory differently.
+fn values_have_strides_of_their_own(device: &Device) {
+    let mut rng = Rng::new("values_have_strides_of_their_own");
+    for dtype in FLOATS {
+        let case = Case::new(dtype, [2, 2, 5], 3, 64, 6);
+        let inputs = Inputs::random(&case, &mut rng);
+        let first = run(device, &case, &inputs);
+        let mut call = Call::new(device, &case, &inputs);
+        let (v, mut v_pages) = (TokenMajor::of(&call.v), TokenMajor::of(&call.v_pages));
+        let args = AppendKv {
+            q: None,
+            k: call.k.view(),
+            v: v.view(),
+            norm: case.norm.then(|| Norm {
+                q_weight: call.q_weight.view(),
+                k_weight: call.k_weight.view(),
+                eps: EPS,
+            }),
+            rope: &case.rope,
+            lattice: case.lattice,
+            origins: case.origins.then(|| call.origins.view()),
+            pages: &call.lists,
+        };
+        let mut kv = KvPagesMut {
+            k: call.k_pages.view_mut(),
+            v: v_pages.view_mut(),
+            slot_bias: None,
+        };
+        append_kv(&args, None, &mut kv).expect("it is taken");
+        drop(kv);
+        assert_eq!(v_pages.bits(), bits(&first.v));
+        assert_eq!(bits(&call.outputs().k), bits(&first.k));
+    }
+}
+
 /// Page numbers, a second run and the other streams of a batch leave no trace.
 fn bit_for_bit(device: &Device) {
     let mut rng = Rng::new("bit_for_bit");
@@ -829,6 +864,7 @@ fn main() -> std::process::ExitCode {
         .on_devices("against_reference", against_reference)
         .on_devices("random_shapes", random_shapes)
         .on_devices("at_the_origin", at_the_origin)
+        .on_devices("values_have_strides_of_their_own", values_have_strides_of_their_own)
         .on_devices("bit_for_bit", bit_for_bit)
         .on_devices("in_parts", in_parts)
         .on_devices("not_a_number", not_a_number)

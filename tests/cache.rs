@@ -799,26 +799,29 @@ fn main() -> ExitCode {
         assert_eq!((cache.blocks(), cache.timeline()), (0, Vec::new()));
     });
 
-    suite.on_devices("a_denoise_pass_undoes_the_commit_pass", |device| {
-        let pool = pool(device, &config(dtypes(device)[0]));
-        let (mut stream, next) = after(&pool, 2, &mut Rng::new("undo"));
-        let mut block = pool.begin([&mut stream]).expect("there is room");
-        for commits in [true, false] {
-            let pass = if commits {
-                block.commit_pass()
-            } else {
-                block.denoise_pass()
-            };
-            let mut pass = pass.expect("it begins");
-            for (layer, input) in next.iter().enumerate() {
-                let [q, k, v] = input.tensors(device);
-                let mut out = output(device, input);
-                pass.attend(layer, q.view(), k.view(), v.view(), &mut out.view_mut())
-                    .expect("it attends");
+    suite.on_devices("a_later_pass_undoes_the_commit_pass", |device| {
+        // A denoise pass, one that attends nowhere, and a second commit pass that attends nowhere.
+        for (commits, attends) in [(false, true), (false, false), (true, false)] {
+            let pool = pool(device, &config(dtypes(device)[0]));
+            let (mut stream, next) = after(&pool, 2, &mut Rng::new("undo"));
+            let mut block = pool.begin([&mut stream]).expect("there is room");
+            for (commits, attends) in [(true, true), (commits, attends)] {
+                let pass = if commits {
+                    block.commit_pass()
+                } else {
+                    block.denoise_pass()
+                };
+                let mut pass = pass.expect("it begins");
+                for (layer, input) in next.iter().enumerate().filter(|_| attends) {
+                    let [q, k, v] = input.tensors(device);
+                    let mut out = output(device, input);
+                    pass.attend(layer, q.view(), k.view(), v.view(), &mut out.view_mut())
+                        .expect("it attends");
+                }
             }
+            assert!(matches!(block.commit(), Err(Error::Order { op: "commit", .. })));
+            assert_eq!(stream.blocks(), 2);
         }
-        assert!(matches!(block.commit(), Err(Error::Order { op: "commit", .. })));
-        assert_eq!(stream.blocks(), 2);
     });
 
     suite.on_kernels("a_pool_refuses_what_the_kernels_do_not_take", |device| {

@@ -1,7 +1,7 @@
 //! `match_tokens` and `unmerge_tokens` against their f64 reference, on every device.
 mod common;
 
-use common::{Errors, Rng, rounded, widen};
+use common::{Errors, Rng, TokenMajor, rounded, widen};
 use packforcing::ops::append_kv::reference::positions;
 use packforcing::ops::attention::{Attention, attention};
 use packforcing::ops::match_tokens::{
@@ -721,6 +721,37 @@ fn extremes(device: &Device) {
     }
 }
 
+/// Keys and values may lie in memory differently.
+fn values_have_strides_of_their_own(device: &Device) {
+    let mut rng = Rng::new("values_have_strides_of_their_own");
+    for dtype in FLOATS {
+        let case = Case {
+            bias: Bias::None,
+            ..Case::new(dtype, [2, 5, 7], [2, 2, 2], 3, 64, 8)
+        };
+        let inputs = Inputs::random(&case, &mut rng);
+        let (mut first, mut call) = (Call::new(device, &case, &inputs), Call::new(device, &case, &inputs));
+        first.run().expect("it is taken");
+        let mut v = TokenMajor::of(&call.v);
+        let args = MatchTokens {
+            source: &call.source,
+            dest: &call.dest,
+            merges: case.merges,
+            weighted: false,
+        };
+        let mut kv = KvPagesMut {
+            k: call.k.view_mut(),
+            v: v.view_mut(),
+            slot_bias: None,
+        };
+        match_tokens(&args, &mut call.matching, &mut kv).expect("it is taken");
+        drop(kv);
+        let [k, values, _] = first.pools().map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+        assert_eq!(v.bits(), values);
+        assert_eq!(call.pools()[0].iter().map(|x| x.to_bits()).collect::<Vec<_>>(), k);
+    }
+}
+
 /// Page numbers, a second run and the other blocks of a batch leave no trace.
 fn bit_for_bit(device: &Device) {
     let mut rng = Rng::new("bit_for_bit");
@@ -1257,6 +1288,7 @@ fn main() -> std::process::ExitCode {
         .on_devices("integers", integers)
         .on_devices("all_alike", all_alike)
         .on_devices("extremes", extremes)
+        .on_devices("values_have_strides_of_their_own", values_have_strides_of_their_own)
         .on_devices("bit_for_bit", bit_for_bit)
         .on_devices("shared_source", shared_source)
         .on_devices("attention_stays", attention_stays)

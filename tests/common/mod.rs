@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use packforcing::{DType, Device, Error, Result, SimtOptions, Tensor};
+use packforcing::{DType, Device, Error, Result, SimtOptions, Tensor, View, ViewMut};
 
 /// A kind of device, how to make one, and how many tests ran on it.
 struct Kind {
@@ -232,6 +232,56 @@ impl Rng {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(0..i + 1));
         }
+    }
+}
+
+/// Pages whose memory has tokens before heads: other strides than those of a pool.
+pub struct TokenMajor {
+    memory: Tensor,
+    shape: [usize; 4],
+    strides: [usize; 4],
+}
+
+impl TokenMajor {
+    /// The contents of `[pages, heads, tokens, dim]`.
+    pub fn of(pages: &Tensor) -> TokenMajor {
+        let &[count, heads, tokens, dim] = pages.shape() else {
+            panic!("{pages:?} is no pool")
+        };
+        let data = pages.to_f32_vec().expect("a download");
+        let swap = |i: usize| {
+            let (d, head) = (i % dim, i / dim % heads);
+            let (token, page) = (i / dim / heads % tokens, i / dim / heads / tokens);
+            data[((page * heads + head) * tokens + token) * dim + d]
+        };
+        let data: Vec<f32> = (0..data.len()).map(swap).collect();
+        TokenMajor {
+            memory: Tensor::from_f32(pages.device(), pages.dtype(), &data, &[count, tokens, heads, dim])
+                .expect("a tensor"),
+            shape: [count, heads, tokens, dim],
+            strides: [tokens * heads * dim, dim, heads * dim, 1],
+        }
+    }
+
+    pub fn view(&self) -> View<'_> {
+        let all = self
+            .memory
+            .view()
+            .reshape(&[self.memory.elements()])
+            .expect("contiguous");
+        all.strided(0, &self.shape, &self.strides).expect("inside")
+    }
+
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        let elements = self.memory.elements();
+        let all = self.memory.view_mut().reshape(&[elements]).expect("contiguous");
+        all.strided(0, &self.shape, &self.strides).expect("inside")
+    }
+
+    /// The elements in the order of a pool, as bits.
+    pub fn bits(&self) -> Vec<u32> {
+        let numbers = self.view().to_f32_vec().expect("a download");
+        numbers.iter().map(|x| x.to_bits()).collect()
     }
 }
 
