@@ -40,6 +40,8 @@ pub struct Sampler {
     states: Vec<Tensor>,
     start: Coefficients,
     steps: Vec<Coefficients>,
+    /// The step that comes next; 0 may come at any time.
+    next: usize,
 }
 
 impl Sampler {
@@ -69,6 +71,7 @@ impl Sampler {
                 .collect::<Result<_>>()?,
             start: Coefficients::new(device, &schedule.start_rows(frames))?,
             steps: steps.collect::<Result<_>>()?,
+            next: 0,
             schedule,
         })
     }
@@ -88,7 +91,9 @@ impl Sampler {
             noise_base: None,
             guidance: None,
         };
-        denoise_step(&args, &mut written(&mut self.latent, &mut self.states))
+        denoise_step(&args, &mut written(&mut self.latent, &mut self.states))?;
+        self.next = 0;
+        Ok(())
     }
 
     /// Makes one step along the model's velocity of the latent as it is. Steps come in their order,
@@ -96,13 +101,21 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// A step that the schedule does not have, a velocity of another shape or device than the latent,
+    /// A step that the schedule does not have; [`Error::Order`] for one that is not the next, which
+    /// would use what the solver kept of another; a velocity of another shape or device than the latent,
     /// whatever the device reports.
     pub fn step(&mut self, step: usize, velocity: View<'_>, noise: Noise) -> Result<()> {
         let Some(coefficients) = self.steps.get(step) else {
             let expected = format!("a number below {}", self.steps.len());
             return Err(Error::argument("Sampler::step", "step", expected, step.to_string()));
         };
+        if step != 0 && step != self.next {
+            let reason = format!("step {step} came, and step {} is next", self.next);
+            return Err(Error::Order {
+                op: "Sampler::step",
+                reason,
+            });
+        }
         let args = DenoiseStep {
             terms: vec![velocity],
             in_place: 1 + self.states.len(),
@@ -112,7 +125,9 @@ impl Sampler {
             noise_base: None,
             guidance: None,
         };
-        denoise_step(&args, &mut written(&mut self.latent, &mut self.states))
+        denoise_step(&args, &mut written(&mut self.latent, &mut self.states))?;
+        self.next = step + 1;
+        Ok(())
     }
 
     /// The latent as it is now.

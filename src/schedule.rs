@@ -36,6 +36,8 @@ mod multistep;
 
 use multistep::Around;
 
+/// Solvers that remember divide by how far they came: below this, digits of it are lost.
+const LEAST_GROWTH: f64 = 1e-9;
 /// The most steps and frames that are counted out: far above what anyone takes.
 const MOST: usize = 1_000_000;
 /// Shifts that leave digits of a sigma that is shifted twice in f32: its error at 1 grows as 1 / shift^2.
@@ -308,6 +310,15 @@ impl Schedule {
                 format!("{sigmas:?}"),
             ));
         };
+        let apart = |pair: &[f64]| multistep::growth(pair[0], pair[1]) >= LEAST_GROWTH;
+        if solver.states() > 0 && !sigmas.windows(2).all(apart) {
+            return Err(Error::argument(
+                "Schedule::from_sigmas",
+                "sigmas",
+                format!("steps over which ln(1 / sigma - 1) grows by {LEAST_GROWTH} or more"),
+                format!("{sigmas:?}"),
+            ));
+        }
         let mut schedule = Schedule::of(before.iter().copied(), solver);
         if let Some(step) = schedule.steps.last_mut() {
             step.sigma_next = last;

@@ -532,6 +532,23 @@ fn refusals(device: &Device) {
     let (one, two) = (numbers(1), numbers(2));
     let good = f32s(&[2, 3, 4]);
     attempt(&[good.view()], 0, 1, &one).unwrap();
+    // Elements after the frames that are one and the same are not contiguous, whatever stands behind them.
+    let few = f32s(&[6]);
+    let wide = Tensor::zeros(device, DType::F32, &[2, 3, 4, 1]).unwrap();
+    let again = few.view().strided(0, &[2, 3, 4, 1], &[3, 1, 0, 1]).unwrap();
+    for (terms, taken) in [(wide.view(), true), (again, false)] {
+        let mut out = Tensor::zeros(device, DType::F32, &[2, 3, 4, 1]).unwrap();
+        let args = DenoiseStep {
+            terms: vec![terms],
+            in_place: 0,
+            frame_axis: 1,
+            coefficients: &one,
+            noise: None,
+            noise_base: None,
+            guidance: None,
+        };
+        assert_eq!(denoise_step(&args, &mut [out.view_mut()]).is_ok(), taken);
+    }
     attempt(&[good.view()], 1, 1, &two).unwrap();
     let refused = |result| argument(result, "denoise_step");
     assert_eq!(refused(attempt(&[good.view()], 0, 1, &two)), "terms");

@@ -296,6 +296,18 @@ fn a_graph_fits_its_own_pool_and_batch(device: &Device) {
     refused(replay(&mut block), &["choice 0 was still to make", "made already"]);
     block.denoise_pass().expect("alive");
     refused(block.commit(), &["commit", "layer 0"]);
+
+    // A graph without a pass neither makes a commit pass nor undoes one.
+    let mut block = pool.begin(streams.iter_mut()).expect("there is room");
+    replay(&mut block).expect("it replays");
+    let start = block.capture(|_| work.update(work.start, 0)).expect("it records");
+    // SAFETY: as above.
+    unsafe { block.replay(&start).expect("it replays") };
+    block.commit().expect("the commit pass was made");
+    let mut block = pool.begin(streams.iter_mut()).expect("there is room");
+    // SAFETY: as above.
+    unsafe { block.replay(&start).expect("it replays") };
+    refused(block.commit(), &["commit", "layer 0"]);
 }
 
 fn a_fault_in_a_replay_is_reported(simt: &Device) {

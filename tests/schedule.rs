@@ -228,6 +228,18 @@ fn samplers(device: &Device) {
         );
         let noise = Noise { seed: 0, offset: 0 };
         assert_eq!(argument(sampler.step(5, start.view(), noise)), "step");
+        sampler.start(noise).unwrap();
+        let skipped = sampler.step(2, start.view(), noise).unwrap_err();
+        assert!(
+            matches!(
+                skipped,
+                Error::Order {
+                    op: "Sampler::step",
+                    ..
+                }
+            ),
+            "{skipped}"
+        );
         let other = Tensor::zeros(device, packforcing::DType::F32, &[2, 3, 36]).unwrap();
         assert_eq!(argument(sampler.step(0, other.view(), noise)), "terms");
     }
@@ -267,6 +279,12 @@ fn bad_input() {
     for list in lists {
         assert_eq!(argument(Schedule::from_sigmas(list, Solver::Euler)), "sigmas");
     }
+    // Neighbouring floats: a step after this one would be weighted by a quotient of roundings.
+    let close = [0.9, f64::next_up(1e-3), 1e-3, 5e-4, 0.0];
+    for solver in [Solver::DpmSolver, Solver::UniPc] {
+        assert_eq!(argument(Schedule::from_sigmas(&close, solver)), "sigmas");
+    }
+    Schedule::from_sigmas(&close, Solver::Euler).unwrap();
 }
 
 /// A model that always knows the clean latent: v = (x - x0) / sigma. However the noise falls, the

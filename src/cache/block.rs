@@ -41,6 +41,8 @@ pub struct Block<'a> {
     /// Always there; taken only when the block drops.
     work: Option<Box<Work>>,
     pub(super) policy: Policy,
+    /// Whether a pass has begun.
+    pub(super) passed: bool,
     /// For each choice, whether it was made.
     pub(super) chosen: Vec<bool>,
     /// For each layer, whether the commit pass attended.
@@ -74,6 +76,7 @@ impl<'a> Block<'a> {
             chosen: vec![false; work.contexts.len()],
             work: Some(work),
             policy,
+            passed: false,
             committed: vec![false; config.layers],
             handed_in: vec![false; config.layers],
         };
@@ -173,6 +176,7 @@ impl<'a> Block<'a> {
     fn pass(&mut self, commits: bool) -> Result<Pass<'_, 'a>> {
         self.pool.alive()?;
         // Every pass writes the block's pages, so what an earlier commit pass wrote is gone.
+        self.passed = true;
         self.committed.fill(false);
         self.handed_in.fill(false);
         Ok(Pass { block: self, commits })

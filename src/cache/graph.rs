@@ -25,6 +25,8 @@ pub struct BlockGraph {
     given: Vec<bool>,
     /// For each choice, whether it is made after it.
     chosen: Vec<bool>,
+    /// Whether it makes a pass at all.
+    passes: bool,
     /// For each layer, whether the commit pass attended.
     committed: Vec<bool>,
     /// For each layer, whether its compressed tokens were handed in.
@@ -46,7 +48,9 @@ impl Block<'_> {
     pub fn capture<E: From<Error>>(&mut self, work: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<BlockGraph, E> {
         let device = self.pool.device.clone();
         let before = [&self.chosen, &self.committed, &self.handed_in].map(Vec::clone);
+        let passed = std::mem::replace(&mut self.passed, false);
         let graph = device.capture(|| work(self));
+        let passes = std::mem::replace(&mut self.passed, passed);
         let [given, committed, handed_in] = before;
         let recorded = (
             std::mem::replace(&mut self.chosen, given.clone()),
@@ -61,6 +65,7 @@ impl Block<'_> {
             scores: scores(self.policy),
             given,
             chosen,
+            passes,
             committed,
             handed_in,
         })
@@ -78,7 +83,8 @@ impl Block<'_> {
     /// # Safety
     ///
     /// As [`Graph::launch`]: the tensors that the recorded work read and wrote besides the pool's own
-    /// are still there, and borrowed by nobody.
+    /// are still there, borrowed by nobody, and hold what this block is to be made of (its noise, its
+    /// coefficients): [`PagePool::begin`](super::PagePool::begin) fills the pool's own tables alone.
     pub unsafe fn replay(&mut self, graph: &BlockGraph) -> Result<()> {
         const OP: &str = "Block::replay";
         self.pool.alive()?;
@@ -91,7 +97,7 @@ impl Block<'_> {
             return refuse(expected, &format!("{graph:?}"));
         }
         for (choice, (&given, &chosen)) in graph.given.iter().zip(&graph.chosen).enumerate() {
-            if chosen && given != self.chosen[choice] {
+            if graph.passes && chosen && given != self.chosen[choice] {
                 let reason = format!(
                     "choice {choice} was {} when the graph was captured, and in this block it is {}",
                     made(given),
@@ -100,17 +106,21 @@ impl Block<'_> {
                 return Err(Error::Order { op: OP, reason });
             }
         }
-        // An error on the way leaves passes half made.
-        self.committed.fill(false);
-        self.handed_in.fill(false);
+        if graph.passes {
+            // An error on the way leaves passes half made.
+            self.committed.fill(false);
+            self.handed_in.fill(false);
+        }
         // SAFETY: the caller answers for the memory that is not the pool's; the pool's lives as long as
         // the graph holds it, and only blocks that are under way touch it, of which this is the one.
         unsafe { graph.graph.launch()? };
-        for (chosen, made) in self.chosen.iter_mut().zip(&graph.chosen) {
-            *chosen |= made;
+        if graph.passes {
+            for (chosen, made) in self.chosen.iter_mut().zip(&graph.chosen) {
+                *chosen |= made;
+            }
+            self.committed.clone_from(&graph.committed);
+            self.handed_in.clone_from(&graph.handed_in);
         }
-        self.committed.clone_from(&graph.committed);
-        self.handed_in.clone_from(&graph.handed_in);
         Ok(())
     }
 }

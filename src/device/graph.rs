@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 /// Addresses and sizes are frozen in it. What is to change from one launch of the graph to the next
 /// lies in device memory: tables, counts, coefficients, the base of the noise.
 pub struct Graph {
-    device: Device,
     launches: Launches,
+    device: Device,
 }
 
 enum Launches {
@@ -27,13 +27,15 @@ impl Device {
     /// again and again, such as the denoising steps of a block: one [`Graph::launch`] takes the place
     /// of hundreds of launches.
     ///
-    /// Until this returns, whatever anyone launches on this device is recorded. Run the work once
-    /// before it is captured: CUDA may load a kernel at its first launch, which a capture forbids.
+    /// Until this returns, whatever anyone launches on this device is recorded: no other thread may
+    /// use it, and no tensor of it be dropped, because CUDA would record the freeing too. Foreign
+    /// slices that cudarc orders by events cannot take part. Run the work once before it is captured:
+    /// CUDA may load a kernel at its first launch, which a capture forbids.
     ///
     /// # Errors
     ///
-    /// What `work` returns; inside of it, an allocation, a copy between host and device or a wait is
-    /// [`Error::Order`]. The CPU, which has no launches; another capture under way; CUDA's default
+    /// What `work` returns; inside of it, an allocation, a copy between host and device, a wait or
+    /// [`Device::time`] is [`Error::Order`]. The CPU, which has no launches; another capture under way; CUDA's default
     /// stream, which cannot be captured. Nothing stays recorded then.
     pub fn capture<E: From<Error>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         const OP: &str = "Device::capture";
@@ -43,7 +45,7 @@ impl Device {
                 return Err(Error::argument(OP, "device", "cuda or simt, whose work is launches", "cpu").into());
             }
             #[cfg(feature = "simt")]
-            Backend::Simt(simt) => simt.begin_capture()?,
+            Backend::Simt(simt) => simt.begin_capture(OP)?,
             #[cfg(feature = "cuda")]
             Backend::Cuda(cuda) => cuda.begin_capture()?,
         }
@@ -51,8 +53,8 @@ impl Device {
         work()?;
         let launches = capture.end()?;
         Ok(Graph {
-            device: self.clone(),
             launches,
+            device: self.clone(),
         })
     }
 
@@ -112,7 +114,9 @@ impl Graph {
     /// All memory that the recorded launches touch is still there and unmoved: tensors, page lists,
     /// coefficients, foreign memory behind views. Nothing else borrows what they write, and nobody
     /// writes what they read, from this call until the device is done with it. The contents are what
-    /// the ops' own checks would accept: page lists and slot rows inside their pools.
+    /// the ops' own checks would accept: page lists and slot rows inside their pools. While it was
+    /// captured, no other thread used the device: a copy of another thread's would have become a part
+    /// of the graph, with the host memory that it read.
     pub unsafe fn launch(&self) -> Result<()> {
         self.device.not_capturing("Graph::launch")?;
         match (&self.launches, &self.device.0) {

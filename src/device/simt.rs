@@ -213,10 +213,18 @@ impl Simt {
         self.recording().is_some()
     }
 
-    pub fn begin_capture(&self) -> Result<()> {
+    pub fn begin_capture(&self, op: &'static str) -> Result<()> {
         self.alive()?;
-        *self.recording() = Some(Vec::new());
-        Ok(())
+        match &mut *self.recording() {
+            Some(_) => Err(Error::Order {
+                op,
+                reason: "a capture of another thread's is under way".into(),
+            }),
+            idle => {
+                *idle = Some(Vec::new());
+                Ok(())
+            }
+        }
     }
 
     pub fn end_capture(&self) -> Vec<Recorded> {

@@ -24,16 +24,20 @@ fn lambda(sigma: f64) -> f64 {
     (-sigma).ln_1p() - sigma.ln()
 }
 
+/// Growth of lambda from one sigma to the next.
+pub(super) fn growth(from: f64, to: f64) -> f64 {
+    lambda(to) - lambda(from)
+}
+
 impl Around {
     /// Growth of lambda over this step.
     fn h(&self) -> f64 {
-        lambda(self.next) - lambda(self.now)
+        growth(self.now, self.next)
     }
 
     /// Growth over this step in units of the growth over the step before; 0 for the first order.
     fn q(&self) -> f64 {
-        self.before
-            .map_or(0.0, |before| self.h() / (lambda(self.now) - lambda(before)))
+        self.before.map_or(0.0, |before| self.h() / growth(before, self.now))
     }
 
     /// The weight of the latent, and of the clean latent.

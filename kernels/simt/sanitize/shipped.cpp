@@ -355,12 +355,157 @@ void denoise_step(const Run& run) {
   p.coefficients = coefficients.address();
   p.outer = outer, p.frames = frames, p.inner = inner, p.seed = 7, p.offset = 3;
   p.term_count = 3, p.output_count = 2, p.noise = run.seed % 2;
+  Buffer base = list<uint64_t>({5, 9}), weights = numbers(F32, outer * 2);
+  if (run.seed % 2) p.noise_base = base.address(), p.guidance = weights.address(), p.sample_rows = frames;
   const uint32_t lanes = run.variant == 8 ? 8 : 4;
   const uint32_t threads = up(static_cast<uint32_t>(n), lanes) / lanes;
   run.launch(p, up(threads, 256) / 256, 1, 1, 256, 0,
-             {x.span(true), v.span(false), w.span(false), out.span(true), coefficients.span(false)});
+             {x.span(true), v.span(false), w.span(false), out.span(true), coefficients.span(false), base.span(false),
+              weights.span(false)});
   run.finite("x", x, F32, 0, n);
   run.finite("out", out, BF16, 0, n);
+}
+
+// Blocks of 2 x 3 x 5 tokens, two of them, in pages of 8 of which the last is not full; two heads that
+// match each for itself, or together.
+struct Matched {
+  static constexpr int batch = 2, heads = 2, tokens = 30, page_tokens = 8, pool = 12, chosen = 5, staying = 10;
+  MatchTokensParams p = {};
+  Buffer source = list<int32_t>({3, 9, 0, 7, 5, 1, 11, 2}), dest = list<int32_t>({4, 10, 6, 8});
+  Buffer destinations = list<int32_t>({0, 3, 10, 17, 25});
+  Buffer k, v, bias = numbers(F32, pool * heads * page_tokens), turns;
+  Buffer nearest, similarity, map, counts, members, starts;
+
+  Matched(const Run& run, int dim, int maps)
+      : k(numbers(run.dtype, static_cast<size_t>(pool) * heads * page_tokens * dim)),
+        v(numbers(run.dtype, static_cast<size_t>(pool) * heads * page_tokens * dim)),
+        turns(numbers(F32, 2 * 5 * dim)),  // a table of more than it takes
+        nearest(4 * batch * maps * tokens),
+        similarity(4 * batch * maps * tokens),
+        map(4 * batch * maps * tokens),
+        counts(4 * batch * maps),
+        members(4 * batch * maps * tokens),
+        starts(4 * batch * maps * (tokens + 1)) {
+    p.k_pages = k.address(), p.v_pages = v.address(), p.slot_bias = bias.address();
+    p.source = source.address(), p.dest = dest.address(), p.destinations = destinations.address();
+    p.turns = turns.address(), p.nearest = nearest.address(), p.similarity = similarity.address();
+    p.map = map.address(), p.counts = counts.address(), p.members = members.address(), p.starts = starts.address();
+    for (int64_t* s : {p.k_page_strides, p.v_page_strides})
+      s[0] = heads * page_tokens * dim, s[1] = page_tokens * dim, s[2] = dim;
+    p.bias_strides[0] = heads * page_tokens, p.bias_strides[1] = page_tokens;
+    p.rope = rope(dim);
+    p.grid[0] = 2, p.grid[1] = 3, p.grid[2] = 5;
+    p.tokens = tokens, p.destination_count = chosen, p.kv_heads = heads, p.maps = maps, p.dim = dim;
+    p.page_tokens = page_tokens, p.source_pages = 4, p.dest_pages = 2;
+    p.top = tokens - staying, p.weighted = run.seed % 2, p.replace = run.seed % 3 == 2;
+  }
+  void launch(const Run& run, uint32_t x, uint32_t y, uint32_t z, uint32_t threads, uint32_t shared) const {
+    run.launch(p, x, y, z, threads, shared,
+               {k.span(true), v.span(true), bias.span(true), source.span(false), dest.span(false),
+                destinations.span(false), turns.span(false), nearest.span(true), similarity.span(true), map.span(true),
+                counts.span(true), members.span(true), starts.span(true)});
+  }
+};
+
+// `variant` is the head dim.
+void score_tokens(const Run& run) {
+  const int maps = 1 + run.seed % 2;
+  Matched m(run, run.variant, maps);
+  const uint32_t tile = run.dtype == F32 ? 32 : 64, row = run.dtype == F32 ? 4 * run.variant + 16 : 2 * run.variant;
+  m.launch(run, 1, maps, Matched::batch, 256, up((128 + tile) * (row + 28) + 4 * 128, 128));
+  for (int i = 0; i < Matched::batch * maps * Matched::tokens; ++i) {
+    const int to = m.nearest.as<int32_t>()[i];
+    run.is("a destination", to == 0 || to == 3 || to == 10 || to == 17 || to == 25, 1);
+  }
+}
+
+void choose_tokens(const Run& run) {
+  Matched m(run, 64, 2);
+  const int32_t at[] = {0, 3, 10, 17, 25};
+  for (int i = 0; i < Matched::batch * 2 * Matched::tokens; ++i) {
+    const int token = i % Matched::tokens;
+    int to = at[i * 7 % 5];
+    for (int d : at) to = d == token ? token : to;
+    m.nearest.as<int32_t>()[i] = to;
+    // Few different numbers, so that ties are cut through.
+    m.similarity.as<float>()[i] = to == token ? INFINITY : static_cast<float>(i % 3) - 1.0f;
+  }
+  m.launch(run, Matched::batch * 2, 1, 1, 512, 6 * 16384 + 4 * 512 / 32);
+  for (int map = 0; map < Matched::batch * 2; ++map) {
+    run.is("staying tokens", m.counts.as<int32_t>()[map], Matched::staying);
+    long long sum = 0;
+    for (int i = 0; i < Matched::tokens; ++i) sum += m.members.as<int32_t>()[map * Matched::tokens + i];
+    run.is("the sum of all members", sum, Matched::tokens * (Matched::tokens - 1) / 2);
+  }
+}
+
+void merge_members(const Run& run) {
+  const int dim = 64;
+  Matched m(run, dim, 2);
+  for (int map = 0; map < Matched::batch * 2; ++map) {
+    // Three tokens each; one merged token stands for the last alone, and the slots behind for none.
+    const int merged = Matched::staying + 1;
+    m.counts.as<int32_t>()[map] = merged;
+    int32_t* starts = m.starts.as<int32_t>() + map * (Matched::tokens + 1);
+    for (int i = 0; i < merged; ++i) starts[i] = i < 10 ? i * 29 / 10 : 29;
+    starts[merged] = Matched::tokens;
+    for (int i = 0; i < Matched::tokens; ++i) {
+      m.members.as<int32_t>()[map * Matched::tokens + i] = (i * 7 + map) % Matched::tokens;
+      m.nearest.as<int32_t>()[map * Matched::tokens + i] = i / 6 * 6;
+    }
+  }
+  const uint32_t lanes = dim * static_cast<uint32_t>(bytes_of(run.dtype)) / 16;
+  m.launch(run, 2 * Matched::page_tokens, Matched::heads, Matched::batch, up(2 * lanes, 32), 24 * 32);
+  const size_t page = static_cast<size_t>(Matched::heads) * Matched::page_tokens * dim;
+  for (int dest : {4, 10, 6, 8}) {
+    run.finite("k", m.k, run.dtype, dest * page, page);
+    run.finite("v", m.v, run.dtype, dest * page, page);
+  }
+}
+
+// Rows of whole vectors, or of 7.
+void unmerge_tokens(const Run& run) {
+  const bool vectors = run.seed % 2 == 0;
+  const int batch = 2, heads = 2, tokens = 9, merged = 4, dim = vectors ? 16 : 7;
+  Buffer x = numbers(run.dtype, batch * merged * heads * dim);
+  Buffer out(batch * tokens * heads * dim * bytes_of(run.dtype)), map(4 * batch * tokens);
+  for (int i = 0; i < batch * tokens; ++i) map.as<int32_t>()[i] = i % merged;
+  UnmergeTokensParams p = {};
+  p.x = x.address(), p.map = map.address(), p.out = out.address();
+  p.x_strides[0] = merged * heads * dim, p.x_strides[1] = heads * dim, p.x_strides[2] = dim;
+  p.map_strides[0] = p.map_strides[1] = tokens;
+  p.out_strides[0] = tokens * heads * dim, p.out_strides[1] = heads * dim, p.out_strides[2] = dim;
+  p.tokens = tokens, p.merged = merged, p.heads = heads, p.maps = 1, p.dim = dim, p.vectors = vectors;
+  const uint32_t lanes = vectors ? dim * static_cast<uint32_t>(bytes_of(run.dtype)) / 16 : dim;
+  run.launch(p, up(tokens * heads * lanes, 256) / 256, batch, 1, 256, 0, {x.span(false), map.span(false), out.span(true)});
+  run.finite("out", out, run.dtype, 0, static_cast<size_t>(batch) * tokens * heads * dim);
+}
+
+// Two samples of 3 rows, each of more than a part; `variant` elements a load.
+void guidance_moments(const Run& run) {
+  const int samples = 2, rows = 3, inner = PF_MOMENTS_PART / 2 + (run.variant == 4 ? 4 : 3);
+  const int parts = (rows * inner + PF_MOMENTS_PART - 1) / PF_MOMENTS_PART;
+  Buffer c = numbers(BF16, samples * rows * inner), u = numbers(F32, samples * rows * inner);
+  Buffer partial(8 * samples * parts * PF_MOMENTS), weights(4 * samples * 2);
+  GuidanceParams p = {};
+  p.cond = c.address(), p.uncond = u.address(), p.partial = partial.address(), p.weights = weights.address();
+  p.cond_strides[0] = p.uncond_strides[0] = int64_t{rows} * inner;
+  p.cond_strides[1] = p.uncond_strides[1] = inner;
+  p.frames = rows, p.inner = inner, p.sample_rows = rows, p.parts = parts;
+  p.cond_dtype = PF_DTYPE_BF16, p.uncond_dtype = PF_DTYPE_F32;
+  run.launch(p, samples * parts, 1, 1, 256, 8 * PF_MOMENTS * 256, {c.span(false), u.span(false), partial.span(true)});
+  for (int i = 0; i < samples * parts * PF_MOMENTS; ++i) run.is("a finite moment", isfinite(partial.as<double>()[i]), 1);
+}
+
+void guidance_weights(const Run& run) {
+  const int samples = 2, parts = 300;  // more than threads
+  Buffer partial(8 * samples * parts * PF_MOMENTS), weights(4 * samples * 2);
+  for (int i = 0; i < samples * parts * PF_MOMENTS; ++i) partial.as<double>()[i] = i % PF_MOMENTS < 2 ? 0.0 : i % PF_MOMENTS == 3 ? 0.5 : 1.0;
+  GuidanceParams p = {};
+  p.partial = partial.address(), p.weights = weights.address();
+  p.sample_rows = 3, p.inner = 7, p.parts = parts, p.scale = 5.0, p.rescale = 0.7, p.zero_star = run.seed % 2;
+  run.launch(p, samples, 1, 1, 256, 8 * PF_MOMENTS * 256, {partial.span(false), weights.span(true)});
+  run.finite("weights", weights, F32, 0, samples * 2);
 }
 
 // -- the table ----------------------------------------------------------------------------------
@@ -397,6 +542,22 @@ const Case kCases[] = {
     {"denoise_step_vec8", denoise_step, F32, 8},
     {"denoise_step_vec4", denoise_step, F32, 4},
     {"denoise_step_any", denoise_step, F32, 1},
+    {"score_tokens_f32_64", score_tokens, F32, 64},
+    {"score_tokens_f32_128", score_tokens, F32, 128},
+    {"score_tokens_f16_64", score_tokens, F16, 64},
+    {"score_tokens_f16_128", score_tokens, F16, 128},
+    {"score_tokens_bf16_64", score_tokens, BF16, 64},
+    {"score_tokens_bf16_128", score_tokens, BF16, 128},
+    {"choose_tokens", choose_tokens, F32, 0},
+    {"merge_members_f32", merge_members, F32, 0},
+    {"merge_members_f16", merge_members, F16, 0},
+    {"merge_members_bf16", merge_members, BF16, 0},
+    {"unmerge_tokens_f32", unmerge_tokens, F32, 0},
+    {"unmerge_tokens_f16", unmerge_tokens, F16, 0},
+    {"unmerge_tokens_bf16", unmerge_tokens, BF16, 0},
+    {"guidance_moments_vec4", guidance_moments, F32, 4},
+    {"guidance_moments_any", guidance_moments, F32, 1},
+    {"guidance_weights", guidance_weights, F32, 0},
 };
 
 // Every seed is another schedule; 0, 1, 2 let copies land late, early and at random.

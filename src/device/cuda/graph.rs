@@ -2,9 +2,9 @@
 
 use std::sync::Mutex;
 
-use cudarc::driver::{self, sys};
+use cudarc::driver::{self, result, sys};
 
-use super::{CudaDevice, IMAGES};
+use super::{CudaDevice, IMAGES, bind_anyway};
 use crate::error::{Error, Result};
 
 /// A graph that can be launched from any thread, one at a time.
@@ -34,14 +34,32 @@ impl CudaDevice {
     }
 
     pub(in crate::device) fn end_capture(&self) -> Result<CudaGraph> {
-        self.bind()?;
         let flags = sys::CUgraphInstantiate_flags(0);
-        let graph = self.check("ending a capture", self.stream.end_capture(flags))?;
+        let ended = self.stream.end_capture(flags);
+        if ended.is_err() {
+            self.abandon_capture();
+        }
+        let graph = self.check("ending a capture", ended)?;
         let graph = graph.ok_or_else(|| Error::Order {
             op: "Device::capture",
             reason: "the capture was ended inside of it".into(),
         })?;
         Ok(CudaGraph(Mutex::new(Exclusive(graph))))
+    }
+
+    /// Ends a capture that cudarc did not end, because an error that it had kept came instead.
+    fn abandon_capture(&self) {
+        bind_anyway(&self.context);
+        let stream = self.stream.cu_stream();
+        // SAFETY: the stream lives as long as this device holds it, and a graph that comes back is
+        // this call's to destroy. An error says that there is no capture.
+        unsafe {
+            if let Ok(graph) = result::stream::end_capture(stream)
+                && !graph.is_null()
+            {
+                self.context.record_err(result::graph::destroy(graph));
+            }
+        }
     }
 
     pub(in crate::device) fn launch_graph(&self, graph: &CudaGraph) -> Result<()> {

@@ -44,10 +44,10 @@ pub struct CudaDevice {
     shared_memory: usize,
     /// Whether the card reads the host's page tables, so that no copy has to be staged.
     reads_pageable: bool,
+    /// Made at the first copy that wants it. Before the modules: it waits for the stream when it drops.
+    staging: Mutex<Option<Staging>>,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, CudaFunction>>,
-    /// Made at the first copy that wants it.
-    staging: Mutex<Option<Staging>>,
     /// Set by the first fault that a card reports late.
     lost: OnceLock<String>,
 }
@@ -70,13 +70,17 @@ impl CudaMemory {
 impl Drop for CudaMemory {
     /// The last owner may sit on a thread without a context, and the slice frees into the current one.
     fn drop(&mut self) {
-        let context = self.slice.context();
-        let bound = context.bind_to_thread();
-        if bound.is_err() {
-            // An error that cudarc kept came instead of the binding: bind, and keep it again.
-            let _ = context.bind_to_thread();
-            context.record_err(bound);
-        }
+        bind_anyway(self.slice.context());
+    }
+}
+
+/// Binds a context where nobody can be told of an error: one that cudarc kept comes instead of the
+/// binding, and is kept again.
+fn bind_anyway(context: &CudaContext) {
+    let bound = context.bind_to_thread();
+    if bound.is_err() {
+        let _ = context.bind_to_thread();
+        context.record_err(bound);
     }
 }
 

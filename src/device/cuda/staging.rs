@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, result};
 
+use super::bind_anyway;
+
 /// Bytes of each of the two buffers.
 const BUFFER: usize = 256 * 1024;
 
@@ -86,7 +88,7 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         let context = self.stream.context().clone();
-        context.record_err(context.bind_to_thread());
+        bind_anyway(&context);
         // SAFETY: the stream lives as long as this holds it.
         context.record_err(unsafe { result::stream::synchronize(self.stream.cu_stream()) });
         for buffer in self.buffers.iter().filter(|b| !b.memory.is_null()) {

@@ -38,12 +38,14 @@ pub(crate) fn layout(
     let strides = view.strides();
     let inner = fold(&shape[frame_axis + 1..], &strides[frame_axis + 1..]);
     let outer = fold(&shape[..frame_axis], &strides[..frame_axis]);
-    match (outer, inner) {
-        (Some(outer), Some(0 | 1)) => Ok(Layout {
+    // A stride of 0 is that of no dimension at all, or of one that repeats an element.
+    let alone = shape[frame_axis + 1..].iter().product::<usize>() <= 1;
+    match outer.filter(|_| inner == Some(1) || (inner == Some(0) && alone)) {
+        Some(outer) => Ok(Layout {
             outer,
             frame: strides[frame_axis],
         }),
-        _ => check.fail(
+        None => check.fail(
             argument,
             format!("dimensions before {frame_axis} that lie like one, dimensions after it that are contiguous"),
             view.describe(),
