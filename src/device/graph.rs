@@ -40,15 +40,7 @@ impl Device {
     pub fn capture<E: From<Error>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         const OP: &str = "Device::capture";
         self.not_capturing(OP)?;
-        match &self.0 {
-            Backend::Cpu => {
-                return Err(Error::argument(OP, "device", "cuda or simt, whose work is launches", "cpu").into());
-            }
-            #[cfg(feature = "simt")]
-            Backend::Simt(simt) => simt.begin_capture(OP)?,
-            #[cfg(feature = "cuda")]
-            Backend::Cuda(cuda) => cuda.begin_capture()?,
-        }
+        self.begin_capture(OP)?;
         let capture = Capture(self);
         work()?;
         let launches = capture.end()?;
@@ -56,6 +48,21 @@ impl Device {
             launches,
             device: self.clone(),
         })
+    }
+
+    fn begin_capture(&self, op: &'static str) -> Result<()> {
+        match &self.0 {
+            Backend::Cpu => Err(Error::argument(
+                op,
+                "device",
+                "cuda or simt, whose work is launches",
+                "cpu",
+            )),
+            #[cfg(feature = "simt")]
+            Backend::Simt(simt) => simt.begin_capture(op),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.begin_capture(),
+        }
     }
 
     /// An error while a capture is under way.
