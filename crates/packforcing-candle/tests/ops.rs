@@ -7,7 +7,9 @@ use common::{Rng, bits, devices, own, refused, scattered, view_bits};
 use packforcing::cache::{Compression, Heads, PackConfig, PackConfigBuilder, PackedKvCache, Qkv};
 use packforcing::ops::append_kv::{self, AppendKv, Lattice};
 use packforcing::ops::attention::Attention;
-use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise};
+use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, NoiseBase};
+use packforcing::ops::guidance::{Guidance, GuidanceWeights};
+use packforcing::ops::match_tokens::{MatchTokens, Matching, Merges, SoftMatch, UnmergeTokens};
 use packforcing::ops::merge_states::State;
 use packforcing::ops::merge_tokens::{MeanPool, MergeTokens, Remainder};
 use packforcing::ops::select_blocks::{BlockShape, Scores, SelectBlocks, SumKeys};
@@ -427,6 +429,110 @@ fn denoising_into_new_tensors_and_in_place() {
             refused(denoise_step(device, &[], 1, &numbers, noise)),
             ("denoise_step", "terms")
         );
+    });
+}
+
+#[test]
+fn guided_steps_with_noise_from_device_memory() {
+    everywhere(|device, dtype, rng| {
+        // Two samples of three frames.
+        let shape = [2, 3, 40];
+        let (x, c, u) = (
+            rng.tensor(DType::F32, &shape),
+            rng.tensor(dtype, &shape),
+            rng.tensor(dtype, &shape),
+        );
+        let rows = ops::denoise_step::rows::weighted(ops::denoise_step::rows::renoise(&[0.9; 3], &[0.5; 3]));
+        let numbers = Coefficients::new(device, &[rows]).expect("coefficients");
+        let base = NoiseBase::new(device, Noise { seed: 3, offset: 70 }).expect("a base");
+        let run = |[c, u]: [packforcing::View<'_>; 2], x: packforcing::ViewMut<'_>| {
+            let mut weights = GuidanceWeights::new(device, &shape, 2)?;
+            let how = Guidance {
+                cond: c.clone(),
+                uncond: u.clone(),
+                frame_axis: 1,
+                scale: 5.0,
+                zero_star: true,
+                rescale: 0.7,
+            };
+            ops::guidance::guidance(&how, &mut weights)?;
+            let step = DenoiseStep {
+                terms: vec![c, u],
+                in_place: 1,
+                frame_axis: 1,
+                coefficients: &numbers,
+                noise: Some(Noise { seed: 0, offset: 0 }),
+                noise_base: Some(&base),
+                guidance: Some(&weights),
+            };
+            ops::denoise_step::denoise_step(&step, &mut [x])
+        };
+        let (mut x_own, c_own, u_own) = (own(device, &x), own(device, &c), own(device, &u));
+        run([c_own.view(), u_own.view()], x_own.view_mut()).expect("a step");
+        with_views(device, "guided", [("c", &c), ("u", &u)], [("x", &x)], |read, [x]| {
+            run(read, x)
+        })
+        .expect("a step");
+        assert_eq!(bits(&x), view_bits(&x_own.view()), "{device} {dtype:?}");
+    });
+}
+
+#[test]
+fn matching_there_and_back() {
+    everywhere(|device, dtype, rng| {
+        let grid = Grid {
+            frames: 2,
+            rows: 4,
+            cols: 5,
+        };
+        let pages = [0, 1].map(|_| scattered(&rng.tensor(dtype, &[8, 2, PAGE, DIM]), (1, 2)));
+        let slot_bias = rng.tensor(DType::F32, &[8, 2, PAGE]);
+        let source = PageLists::from_host(device, 8, &[vec![5, 0, 2]]).expect("lists");
+        let dest = PageLists::from_host(device, 8, &[vec![7]]).expect("lists");
+        let x = rng.tensor(dtype, &[1, 8, 2, DIM]);
+        let back = rng.tensor(dtype, &[1, 40, 2, DIM]);
+        let run = |x: packforcing::View<'_>, targets: [packforcing::ViewMut<'_>; 4]| {
+            let [k, v, bias, mut back] = targets;
+            let how = SoftMatch::strided([1, 2, 2]);
+            let mut matching = Matching::new(device, how, grid, &Rope3d::wan(DIM), (1, 2))?;
+            let args = MatchTokens {
+                source: &source,
+                dest: &dest,
+                merges: Merges::Top(32), // all that are no destination: 8 of 40 stay
+                weighted: false,
+            };
+            let mut kv = KvPagesMut {
+                k,
+                v,
+                slot_bias: Some(bias),
+            };
+            ops::match_tokens::match_tokens(&args, &mut matching, &mut kv)?;
+            let map = matching.map();
+            ops::match_tokens::unmerge_tokens(&UnmergeTokens { x, map }, &mut back)
+        };
+        let x_own = own(device, &x);
+        let mut targets: Vec<packforcing::Tensor> =
+            [&pages[0], &pages[1], &slot_bias, &back].map(|t| own(device, t)).into();
+        let [a, b, c, d] = &mut targets[..] else {
+            panic!("four targets")
+        };
+        run(x_own.view(), [a, b, c, d].map(|t| t.view_mut())).expect("the ops");
+        with_views(
+            device,
+            "match",
+            [("x", &x)],
+            [
+                ("kv.k", &pages[0]),
+                ("kv.v", &pages[1]),
+                ("kv.slot_bias", &slot_bias),
+                ("back", &back),
+            ],
+            |[x], targets| run(x, targets),
+        )
+        .expect("the ops");
+        for (candle, own) in [&pages[0], &pages[1], &slot_bias, &back].into_iter().zip(&targets) {
+            assert_eq!(bits(candle), view_bits(&own.view()), "{device} {dtype:?}");
+        }
     });
 }
 
