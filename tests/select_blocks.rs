@@ -716,7 +716,9 @@ fn key_sum_errors(device: &Device) {
         }
         let truth = keys.truth(0);
         let largest = truth.iter().fold(0.0f64, |a, t| a.max(t.abs()));
-        let floor = 0.5 * f64::from(f32::EPSILON) * largest;
+        // Sums of 182 numbers of f16 are exact in most orders, and the plain one's may all be: then two
+        // roundings of another order, each of half a unit in the last place, are more than twice nothing.
+        let floor = 2.0 * f64::from(f32::EPSILON) * largest;
         Errors::of(&got, &truth).within(Errors::of(&plain, &truth), floor);
         let moved = keys.sums(device, &shuffled(&mut rng, 12), &[0], 1, 0);
         assert_eq!(bits(&[moved]), bits(&[got]), "pages in another order");
