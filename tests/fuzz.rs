@@ -13,6 +13,7 @@ use packforcing::cache::{Compression, Heads, PackConfig, PackedKvCache};
 use packforcing::ops::append_kv::{AppendKv, Lattice, append_kv};
 use packforcing::ops::attention::{Attention, attention};
 use packforcing::ops::denoise_step::{Coefficients, rows};
+use packforcing::ops::match_tokens::{Destinations, Matching, Merges, Metric, Mode, SoftMatch};
 use packforcing::ops::merge_tokens::{MeanPool, MergeTokens, Remainder, merge_tokens};
 use packforcing::paging::{Context, KvPages, KvPagesMut, PageLists, Segment};
 use packforcing::schedule::{Schedule, Solver};
@@ -32,6 +33,7 @@ fn main() -> std::process::ExitCode {
         .plain("schedules", schedules)
         .plain("coefficients", coefficients)
         .plain("ropes, grids and pools", ropes_and_grids)
+        .plain("matchings", matchings)
         .plain("strided pages", strided_pages)
         .plain("what was found is mended", found)
         .on_devices("contexts and attention over them", contexts)
@@ -475,6 +477,7 @@ fn configurations() {
         Just(Compression::None),
         mean_pool().prop_map(Compression::Mean),
         grid().prop_map(Compression::External),
+        (soft_match(), prop::option::of(count())).prop_map(|(how, merged)| Compression::Match { how, merged }),
     ];
     let block = prop_oneof![
         grid(),
@@ -558,6 +561,52 @@ fn configurations() {
     );
 }
 
+fn soft_match() -> impl Strategy<Value = SoftMatch> {
+    let cell = || prop_oneof![extents(), [0usize..4, 0usize..4, 0usize..4]];
+    let destinations = prop_oneof![
+        cell().prop_map(Destinations::Strided),
+        (cell(), any::<u64>()).prop_map(|(cell, seed)| Destinations::Random { cell, seed }),
+        any::<u64>().prop_map(Destinations::Frames),
+    ];
+    let metric = prop::sample::select(vec![Metric::PerHead, Metric::MeanOverHeads]);
+    let mode = prop::sample::select(vec![Mode::Mean, Mode::Replace]);
+    (destinations, metric, mode).prop_map(|(destinations, metric, mode)| SoftMatch {
+        destinations,
+        metric,
+        mode,
+    })
+}
+
+fn matchings() {
+    let block = prop_oneof![
+        grid(),
+        [1usize..6, 1usize..6, 1usize..6].prop_map(|[frames, rows, cols]| Grid { frames, rows, cols })
+    ];
+    fuzz(
+        "matchings",
+        4000,
+        (soft_match(), block, count(), 0usize..4, 0usize..4),
+        |(how, grid, top, batch, heads)| {
+            let count = how.destinations.count(grid);
+            assert!(count <= grid.tokens().0);
+            let left = how.merged_tokens(grid, Merges::Top(top));
+            assert!((count..=grid.tokens().0).contains(&left));
+            if grid.tokens().0 > 1 << 10 {
+                return;
+            }
+            let tokens = how.destinations.tokens(grid);
+            assert!(tokens.len() == count && tokens.is_sorted() && tokens.iter().all(|&t| t < grid.tokens().0));
+            let room = (batch, heads);
+            let arguments = ["grid", "how", "batch", "kv_heads", "rope", "how.destinations"];
+            let made = Matching::new(&Device::cpu(), how, grid, &Rope3d::wan(16), room);
+            if let Some(matching) = refused(made, "Matching::new", &arguments) {
+                assert!(count > 0);
+                assert_eq!(matching.bytes(), Matching::bytes_of(how, grid, &Rope3d::wan(16), room));
+            }
+        },
+    );
+}
+
 fn ropes_and_grids() {
     fuzz("ropes", 4000, (extents(), number()), |(pairs, theta)| {
         let Some(rope) = refused(Rope3d::new(pairs, theta), "Rope3d::new", &["pairs", "theta"]) else {
@@ -624,6 +673,44 @@ fn schedules() {
                     &["sigmas"],
                 ),
             ];
+            // What remembers is checked for its rows alone: tables of diffusers round as they like.
+            let remember = [
+                refused(Schedule::unipc(steps, shift), "Schedule::unipc", &["steps", "shift"]),
+                refused(
+                    Schedule::dpm_solver(steps, shift),
+                    "Schedule::dpm_solver",
+                    &["steps", "shift"],
+                ),
+                refused(Schedule::lcm(steps, shift), "Schedule::lcm", &["steps", "shift"]),
+                refused(
+                    Schedule::diffusers_unipc(steps, shift),
+                    "Schedule::diffusers_unipc",
+                    &["steps", "shift"],
+                ),
+                refused(
+                    Schedule::diffusers_dpm_solver(steps, shift),
+                    "Schedule::diffusers_dpm_solver",
+                    &["steps", "shift"],
+                ),
+                refused(
+                    Schedule::from_sigmas(&sigmas, Solver::UniPc),
+                    "Schedule::from_sigmas",
+                    &["sigmas"],
+                ),
+                refused(
+                    Schedule::from_sigmas(&sigmas, Solver::DpmSolver),
+                    "Schedule::from_sigmas",
+                    &["sigmas"],
+                ),
+            ];
+            for schedule in remember.into_iter().flatten() {
+                let step = step % (schedule.steps().len() + 1);
+                if let Some(rows) = refused(schedule.rows(step, frames % 5), "Schedule::rows", &["step", "frames"]) {
+                    assert_eq!(rows.len(), 1 + schedule.states());
+                    let coefficients = Coefficients::new(&Device::cpu(), &rows);
+                    assert_eq!(coefficients.is_ok(), frames % 5 > 0, "{schedule:?}, step {step}");
+                }
+            }
             for (kind, schedule) in made.into_iter().enumerate().filter_map(|(kind, s)| Some((kind, s?))) {
                 // diffusers shifts twice and rounds to f32 on the way; a shift's slope at 1 is 1 / shift.
                 let slack = if kind == 1 {
@@ -705,6 +792,12 @@ fn found() {
         .streams(1000);
     assert!(refused(wide.build(), "PackConfig::build", &["archive"]).is_none());
     assert_eq!(grid(usize::MAX, 2, 1).tokens().0, usize::MAX);
+    let none = Destinations::Random {
+        cell: [1, 1, 0],
+        seed: 0,
+    };
+    assert!(none.tokens(grid(7, usize::MAX / 2, 3)).is_empty());
+    assert!(Destinations::Frames(4).tokens(grid(3, usize::MAX, 0)).is_empty());
 
     assert!(refused(Schedule::euler(usize::MAX, 3.0), "Schedule::euler", &["steps"]).is_none());
     assert!(refused(Schedule::few_step(&[1000.0], 1e-20), "Schedule::few_step", &["shift"]).is_none());

@@ -40,7 +40,8 @@ impl Destinations {
         let extents @ [frames, rows, cols] = grid.extents();
         let (cell, seed) = match *self {
             Destinations::Frames(mask) => {
-                let frame = |t: usize| t * rows * cols..(t + 1) * rows * cols;
+                let size = rows.saturating_mul(cols);
+                let frame = |t: usize| t.saturating_mul(size)..(t + 1).saturating_mul(size);
                 return (0..frames.min(64))
                     .filter(|t| mask >> t & 1 == 1)
                     .flat_map(frame)
@@ -50,8 +51,7 @@ impl Destinations {
             Destinations::Random { cell, seed } => (cell, Some(seed)),
         };
         let along: [usize; 3] = std::array::from_fn(|a| extents[a].checked_div(cell[a]).unwrap_or(0));
-        let cells: usize = along.iter().product();
-        let mut tokens: Vec<usize> = (0..cells)
+        let mut tokens: Vec<usize> = (0..self.count(grid))
             .map(|i| {
                 let inside = seed.map_or(0, |seed| {
                     let mut words = [[i as u32], [(i as u64 >> 32) as u32], [0], [0]];
@@ -78,11 +78,12 @@ impl Destinations {
         match *self {
             Destinations::Frames(mask) => {
                 let below = if frames < 64 { (1 << frames) - 1 } else { u64::MAX };
-                (mask & below).count_ones() as usize * rows * cols
+                let masked = (mask & below).count_ones() as usize;
+                masked.saturating_mul(rows).saturating_mul(cols)
             }
             Destinations::Strided(cell) | Destinations::Random { cell, .. } => {
                 let along = |a: usize| grid.extents()[a].checked_div(cell[a]).unwrap_or(0);
-                along(0) * along(1) * along(2)
+                along(0).saturating_mul(along(1)).saturating_mul(along(2))
             }
         }
     }
@@ -245,14 +246,10 @@ impl Matching {
     }
 
     pub(crate) fn wide_bytes_of(how: SoftMatch, grid: Grid, rope: &Rope3d, (batch, kv_heads): (usize, usize)) -> u128 {
-        let turns: usize = grid
-            .extents()
-            .iter()
-            .zip(rope.pairs())
-            .map(|(n, pairs)| n * pairs)
-            .sum();
+        let places = grid.extents().into_iter().zip(rope.pairs());
+        let turns: u128 = places.map(|(n, pairs)| n as u128 * pairs as u128).sum();
         let maps = batch as u128 * how.maps(kv_heads) as u128;
-        4 * ((how.destinations.count(grid) + 2 * turns) as u128 + maps * (5 * grid.tokens().0 as u128 + 2))
+        4 * ((how.destinations.count(grid) as u128 + 2 * turns) + maps * (5 * grid.tokens().0 as u128 + 2))
     }
 
     /// Bytes of device memory that it takes up.
