@@ -122,7 +122,8 @@ fn rows(tensor: &Tensor, keep: usize) -> Result<Tensor> {
 
 /// A step of any solver, [`packforcing::ops::denoise_step::denoise_step`], into new tensors of the
 /// first term's shape and dtype: as many as the coefficients have outputs. To step a latent in place,
-/// open it with [`with_views`] for writing and call the op itself with `in_place: 1`.
+/// open it with [`with_views`] for writing and call the op itself with `in_place: 1`. So too for solvers
+/// that remember (their states are to be f32, whatever the latent is), guidance and a base of the noise.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
