@@ -469,11 +469,13 @@ fn guided_steps_with_noise_from_device_memory() {
         };
         let (mut x_own, c_own, u_own) = (own(device, &x), own(device, &c), own(device, &u));
         run([c_own.view(), u_own.view()], x_own.view_mut()).expect("a step");
+        let before = bits(&x);
         with_views(device, "guided", [("c", &c), ("u", &u)], [("x", &x)], |read, [x]| {
             run(read, x)
         })
         .expect("a step");
         assert_eq!(bits(&x), view_bits(&x_own.view()), "{device} {dtype:?}");
+        assert_ne!(bits(&x), before, "nothing was written");
     });
 }
 
@@ -517,6 +519,7 @@ fn matching_there_and_back() {
             panic!("four targets")
         };
         run(x_own.view(), [a, b, c, d].map(|t| t.view_mut())).expect("the ops");
+        let before = [&pages[0], &pages[1], &slot_bias, &back].map(bits);
         with_views(
             device,
             "match",
@@ -530,8 +533,10 @@ fn matching_there_and_back() {
             |[x], targets| run(x, targets),
         )
         .expect("the ops");
-        for (candle, own) in [&pages[0], &pages[1], &slot_bias, &back].into_iter().zip(&targets) {
+        let after = [&pages[0], &pages[1], &slot_bias, &back];
+        for ((candle, own), before) in after.into_iter().zip(&targets).zip(before) {
             assert_eq!(bits(candle), view_bits(&own.view()), "{device} {dtype:?}");
+            assert_ne!(bits(candle), before, "nothing was written");
         }
     });
 }
