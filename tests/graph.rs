@@ -5,7 +5,9 @@ mod common;
 use std::process::ExitCode;
 
 use common::Suite;
-use packforcing::cache::{Block, BlockGraph, Compression, Heads, PackConfig, PagePool, Policy, Stream};
+use packforcing::cache::{
+    Block, BlockGraph, Compression, Heads, PackConfig, PagePool, Pass, Policy, Selection, Stream,
+};
 use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, NoiseBase, denoise_step};
 use packforcing::{Blocks, DType, Device, Error, Grid, Result, SimtOptions, Tensor};
 
@@ -25,6 +27,7 @@ const DRAWS: usize = STEPS + 1;
 /// A model of two layers that is made of launches alone: each layer attends with what the one below
 /// it gave, and the latent goes towards the last.
 struct Model {
+    kind: Kind,
     pool: PagePool,
     streams: Vec<Stream>,
     x: Tensor,
@@ -35,7 +38,30 @@ struct Model {
     noise: NoiseBase,
 }
 
-fn config() -> PackConfig {
+/// Compressed tokens of the model's own.
+const HANDED_IN: Grid = Grid {
+    frames: 1,
+    rows: 2,
+    cols: 2,
+};
+
+/// What a block's passes launch depends on these.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    compression: Compression,
+    selection: Selection,
+    policy: Policy,
+    selected: usize,
+}
+
+const PLAIN: Kind = Kind {
+    compression: Compression::mean_pool([2, 2, 2]),
+    selection: Selection::PerLayer,
+    policy: Policy::Top,
+    selected: 2,
+};
+
+fn config(kind: Kind) -> PackConfig {
     PackConfig::builder()
         .layers(2)
         .heads(Heads {
@@ -46,20 +72,23 @@ fn config() -> PackConfig {
         .block(GRID)
         .sink(Blocks(1))
         .recent(Blocks(1))
-        .selected(Blocks(2))
+        .selected(Blocks(kind.selected))
         .archive(Blocks(5))
         .streams(STREAMS)
-        .compression(Compression::mean_pool([2, 2, 2]))
+        .compression(kind.compression)
+        .selection(kind.selection)
+        .policy(kind.policy)
         .build()
         .expect("it fits")
 }
 
 impl Model {
-    fn new(device: &Device) -> Model {
-        let pool = PagePool::new(device, &config()).expect("there is memory");
+    fn new(device: &Device, kind: Kind) -> Model {
+        let pool = PagePool::new(device, &config(kind)).expect("there is memory");
         let tensor = || Tensor::zeros(device, DType::BF16, &[STREAMS, TOKENS, 1, DIM]).expect("there is memory");
         let row = |c: f64| vec![c; TOKENS];
         let mut model = Model {
+            kind,
             streams: (0..STREAMS).map(|_| pool.stream().expect("a stream")).collect(),
             x: tensor(),
             below: tensor(),
@@ -77,6 +106,7 @@ impl Model {
             for layer in 0..2 {
                 let mut out = model.below.view_mut().narrow(0, 0, 1).expect("a part");
                 pass.attend(layer, one(), one(), one(), &mut out).expect("it attends");
+                hand_in(&mut pass, kind, layer, &model.x, 1).expect("it is handed in");
             }
             block.commit().expect("it is whole");
         }
@@ -90,8 +120,19 @@ impl Model {
     }
 }
 
+/// Where the configuration asks for compressed tokens: the first of the layer's own.
+fn hand_in(pass: &mut Pass<'_, '_>, kind: Kind, layer: usize, x: &Tensor, streams: usize) -> Result<()> {
+    let tokens = HANDED_IN.tokens().0;
+    let mid = x.view().narrow(0, 0, streams)?.narrow(1, 0, tokens)?;
+    match kind.compression {
+        Compression::External(_) => pass.hand_in(layer, mid.clone(), mid),
+        _ => Ok(()),
+    }
+}
+
 /// The borrows of a model that a block's passes work with.
 struct Work<'a> {
+    kind: Kind,
     x: &'a mut Tensor,
     below: &'a mut Tensor,
     above: &'a mut Tensor,
@@ -103,6 +144,7 @@ struct Work<'a> {
 impl Model {
     fn parts(&mut self) -> (&PagePool, &mut Vec<Stream>, Work<'_>) {
         let work = Work {
+            kind: self.kind,
             x: &mut self.x,
             below: &mut self.below,
             above: &mut self.above,
@@ -123,8 +165,12 @@ impl Work<'_> {
             self.layers(|layer, q, out| pass.attend(layer, q.view(), q.view(), q.view(), &mut out.view_mut()))?;
             self.update(self.update, step + 1)?;
         }
+        let kind = self.kind;
         let mut pass = block.commit_pass()?;
-        self.layers(|layer, q, out| pass.attend(layer, q.view(), q.view(), q.view(), &mut out.view_mut()))
+        self.layers(|layer, q, out| {
+            pass.attend(layer, q.view(), q.view(), q.view(), &mut out.view_mut())?;
+            hand_in(&mut pass, kind, layer, q, STREAMS)
+        })
     }
 
     /// The latent from itself, the last layer and the noise of one draw.
@@ -152,9 +198,9 @@ impl Work<'_> {
 }
 
 /// Three blocks in a row, each with other noise and another choice of the past.
-fn replayed_blocks_are_the_launched_ones(device: &Device) {
+fn replayed_blocks_are_the_launched_ones(device: &Device, kind: Kind) {
     const CAPTURED: usize = 6;
-    let (mut eager, mut replayed) = (Model::new(device), Model::new(device));
+    let (mut eager, mut replayed) = (Model::new(device, kind), Model::new(device, kind));
     let mut graph: Option<BlockGraph> = None;
     let (mut latents, mut choices) = (Vec::new(), Vec::new());
     for number in 0..CAPTURED + 3 {
@@ -175,7 +221,7 @@ fn replayed_blocks_are_the_launched_ones(device: &Device) {
             results.push((numbers(work.x), numbers(work.above), chosen));
             block.commit().expect("a commit pass was made");
         }
-        assert_eq!(results[0], results[1], "block {number}");
+        assert_eq!(results[0], results[1], "{kind:?}, block {number}");
         if number >= CAPTURED {
             let (x, _, chosen) = results.swap_remove(0);
             latents.push(x);
@@ -184,8 +230,41 @@ fn replayed_blocks_are_the_launched_ones(device: &Device) {
     }
     // Otherwise a graph that froze the first block's tables would have passed.
     assert!(latents[0] != latents[1] && latents[1] != latents[2]);
-    assert!(choices[0] != choices[1] && choices[1] != choices[2], "{choices:?}");
+    let chooses = kind.selected > 0;
+    let others = choices[0] != choices[1] && choices[1] != choices[2];
+    assert_eq!(others, chooses, "{kind:?}: {choices:?}");
     assert_eq!(eager.streams[0].timeline(), replayed.streams[0].timeline());
+
+    // The graph is the last that holds the pool, and another thread lets it go.
+    drop(replayed);
+    std::thread::spawn(move || drop(graph)).join().expect("it drops");
+}
+
+/// Every policy, compression and kind of selection, and none.
+fn blocks_of_every_kind_are_replayed(device: &Device) {
+    let kinds = [
+        PLAIN,
+        Kind {
+            compression: Compression::matching([2, 2, 2]),
+            selection: Selection::Shared,
+            ..PLAIN
+        },
+        Kind {
+            compression: Compression::External(HANDED_IN),
+            selection: Selection::Shared,
+            policy: Policy::Random { seed: 3 },
+            ..PLAIN
+        },
+        Kind {
+            compression: Compression::None,
+            policy: Policy::Newest,
+            ..PLAIN
+        },
+        Kind { selected: 0, ..PLAIN },
+    ];
+    for kind in kinds {
+        replayed_blocks_are_the_launched_ones(device, kind);
+    }
 }
 
 fn refused<T>(result: Result<T>, says: &[&str]) {
@@ -259,14 +338,14 @@ fn a_capture_runs_nothing_and_takes_launches_only(device: &Device) {
 fn the_cpu_has_nothing_to_record() {
     let cpu = Device::cpu();
     refused(cpu.capture(|| Ok(())), &["Device::capture: device", "cuda or simt"]);
-    let pool = PagePool::new(&cpu, &config()).expect("there is memory");
+    let pool = PagePool::new(&cpu, &config(PLAIN)).expect("there is memory");
     let mut stream = pool.stream().expect("a stream");
     let mut block = pool.begin([&mut stream]).expect("there is room");
     refused(block.capture(|_| Ok(())), &["Device::capture: device"]);
 }
 
 fn a_graph_fits_its_own_pool_and_batch(device: &Device) {
-    let (mut model, mut other) = (Model::new(device), Model::new(device));
+    let (mut model, mut other) = (Model::new(device, PLAIN), Model::new(device, PLAIN));
     let (pool, streams, mut work) = model.parts();
     let mut block = pool.begin(streams.iter_mut()).expect("there is room");
     let graph = block.capture(|block| work.passes(block)).expect("it records");
@@ -336,10 +415,7 @@ fn a_fault_in_a_replay_is_reported(simt: &Device) {
 
 fn main() -> ExitCode {
     Suite::new()
-        .on_kernels(
-            "replayed_blocks_are_the_launched_ones",
-            replayed_blocks_are_the_launched_ones,
-        )
+        .on_kernels("blocks_of_every_kind_are_replayed", blocks_of_every_kind_are_replayed)
         .on_kernels(
             "a_capture_runs_nothing_and_takes_launches_only",
             a_capture_runs_nothing_and_takes_launches_only,

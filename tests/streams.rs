@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use common::{Rng, Suite};
-use packforcing::cache::{Block, Compression, Heads, MeanPool, PackConfig, PagePool, Place, Policy, Remainder, Stream};
+use packforcing::cache::{
+    Block, Compression, Heads, MeanPool, PackConfig, PagePool, Place, Policy, Remainder, Selection, Stream,
+};
 use packforcing::{Blocks, DType, Device, DeviceKind, Error, Grid, Tensor};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
@@ -38,6 +40,7 @@ struct Setup {
     archive: usize,
     streams: usize,
     policy: Policy,
+    selection: Selection,
 }
 
 impl Setup {
@@ -59,6 +62,7 @@ impl Setup {
             .archive(Blocks(self.archive))
             .streams(streams)
             .policy(self.policy)
+            .selection(self.selection)
             .build()
             .expect("it fits")
     }
@@ -84,6 +88,7 @@ fn setups() -> impl Strategy<Value = Setup> {
     let compression = prop_oneof![
         Just(Compression::mean_pool([1, 2, 2])),
         Just(keep),
+        Just(Compression::matching([1, 2, 2])),
         Just(Compression::None),
         Just(Compression::External(HANDED_IN)),
     ];
@@ -97,7 +102,10 @@ fn setups() -> impl Strategy<Value = Setup> {
     (
         compression,
         page,
-        policy,
+        (
+            policy,
+            prop::sample::select(vec![Selection::PerLayer, Selection::Shared]),
+        ),
         0..3usize,
         0..3usize,
         0..3usize,
@@ -105,7 +113,7 @@ fn setups() -> impl Strategy<Value = Setup> {
         1..4usize,
     )
         .prop_map(
-            |(compression, page, policy, sink, recent, selected, more, streams)| Setup {
+            |(compression, page, (policy, selection), sink, recent, selected, more, streams)| Setup {
                 compression,
                 page,
                 sink,
@@ -114,6 +122,7 @@ fn setups() -> impl Strategy<Value = Setup> {
                 archive: selected + more,
                 streams,
                 policy,
+                selection,
             },
         )
 }
@@ -533,6 +542,7 @@ fn main() -> ExitCode {
             archive: 2,
             streams: 2,
             policy: Policy::Top,
+            selection: Selection::PerLayer,
         };
         let mut life = Life::new(device, &setup);
         let both = |times| Step::Blocks {
@@ -554,6 +564,48 @@ fn main() -> ExitCode {
         life.replay().unwrap_or_else(|e| panic!("{e}"));
     });
 
+    suite.on_devices("compressed_blocks_run_out_before_pages", |device| {
+        let setup = Setup {
+            compression: Compression::mean_pool([1, 2, 2]),
+            page: 16,
+            sink: 3,
+            recent: 0,
+            selected: 1,
+            archive: 1,
+            streams: 2,
+            policy: Policy::Top,
+            selection: Selection::PerLayer,
+        };
+        let mut life = Life::new(device, &setup);
+        let first = |times| Step::Blocks {
+            which: 0b1,
+            times,
+            backwards: false,
+            denoise: false,
+            commit: true,
+            meanwhile: Meanwhile::Nothing,
+        };
+        // A shared sink leaves pages over, and a block of its own in each of four futures takes every row.
+        // The batch goes to the end of the list.
+        let fork = || Step::Fork(0);
+        let steps = [Step::New, first(4), fork(), fork(), fork(), first(3)];
+        for step in &steps {
+            life.step(step).unwrap_or_else(|e| panic!("{step:?}: {e}"));
+        }
+        let (pages, rows) = life.free(&life.videos);
+        let needed = setup.block_pages() + setup.mid_pages(life.pool.config());
+        assert!(rows == 0 && pages >= needed, "{rows} rows, {pages} pages");
+        let full = life.pool.begin([&mut life.videos[0].stream]).map(drop);
+        let Err(Error::PoolFull { of, needed, free, .. }) = full else {
+            panic!("{full:?}");
+        };
+        assert_eq!((of, needed, free), ("compressed blocks", 1, 0));
+        life.step(&Step::Drop(3)).unwrap_or_else(|e| panic!("{e}"));
+        life.step(&first(1)).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(life.videos[2].history.len(), 5, "room came back");
+        life.replay().unwrap_or_else(|e| panic!("{e}"));
+    });
+
     suite.on_devices("a_cache_for_one_video_forks_into_the_same_pool", |device| {
         let setup = Setup {
             compression: Compression::None,
@@ -564,6 +616,7 @@ fn main() -> ExitCode {
             archive: 1,
             streams: 2,
             policy: Policy::Newest,
+            selection: Selection::PerLayer,
         };
         let config = setup.config(device, 2);
         let mut cache = packforcing::cache::PackedKvCache::new(device, &config).expect("there is memory");

@@ -98,6 +98,62 @@
 //! Where the model norms queries and keys over all heads, [`attend_with`] does it on the way. As long as
 //! the sink holds everything the two layers agree to rounding; the example `tiny_video` shows it.
 //!
+//! # Every op
+//!
+//! | op of packforcing | with candle tensors |
+//! | --- | --- |
+//! | `append_kv`, `select_blocks`, `attention`, `merge_tokens`, `match_tokens` over a packed cache | [`attend`], [`attend_with`]; the cache calls them |
+//! | compressed tokens of one's own (`Compression::External`) | [`hand_in`] |
+//! | `attention`, `merge_states` over pages of one's own | [`attention`], [`merge_states`] |
+//! | `append_kv`, `merge_tokens`, `match_tokens`, `unmerge_tokens`, `sum_keys`, `select_blocks` | [`with_views`], the pages named for writing |
+//! | `denoise_step`, out of place | [`denoise_step`] |
+//! | `denoise_step` in place, of a solver that remembers, with guidance | [`with_views`], as below |
+//! | `guidance_weights` | [`with_views`], the two predictions named for reading |
+//! | a fork of a video | `Stream::fork`: no tensor takes part |
+//!
+//! # A solver that remembers
+//!
+//! DPM-Solver++ and UniPC keep states beside the latent, in f32 whatever the latent is: they are
+//! tensors of the caller, opened for writing with it. This loop does what `packforcing::Sampler`
+//! does with memory of its own, to the bit.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, denoise_step};
+//! use packforcing::schedule::Schedule;
+//! use packforcing_candle::{device, with_views};
+//!
+//! # fn main() -> packforcing_candle::Result<()> {
+//! let schedule = Schedule::unipc(8, 5.0)?; // two states
+//! let frames = 2;
+//! let latent = Tensor::zeros((frames, 8), DType::BF16, &Device::Cpu)?;
+//! let states = [(); 2].map(|()| Tensor::zeros((frames, 8), DType::F32, &Device::Cpu));
+//! let [first, second] = states;
+//! let written = [("latent", &latent), ("states", &first?), ("states", &second?)];
+//! let device = device(latent.device())?;
+//! let start = Coefficients::new(&device, &schedule.start_rows(frames))?;
+//! let noise = Some(Noise { seed: 1, offset: 0 });
+//! with_views(&device, "start", [], written, |[], mut outputs| {
+//!     let (terms, in_place, coefficients) = (vec![], 0, &start); // it reads nothing
+//!     let step = DenoiseStep { terms, in_place, frame_axis: 0, coefficients, noise, noise_base: None, guidance: None };
+//!     denoise_step(&step, &mut outputs)
+//! })?;
+//! for (i, step) in schedule.steps().iter().enumerate() {
+//!     // A model that knows that the clean latent is 3: v = (x - 3) / sigma.
+//!     let v = ((&latent - 3.0)? / step.sigma)?;
+//!     let coefficients = &Coefficients::new(&device, &schedule.rows(i, frames)?)?;
+//!     with_views(&device, "step", [("v", &v)], written, |[v], mut outputs| {
+//!         let (terms, in_place, noise) = (vec![v], 3, None); // latent and states change in place
+//!         let step = DenoiseStep { terms, in_place, frame_axis: 0, coefficients, noise, noise_base: None, guidance: None };
+//!         denoise_step(&step, &mut outputs)
+//!     })?;
+//! }
+//! let worst = (&latent - 3.0)?.abs()?.max_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?;
+//! assert!(worst < 0.02, "{worst}"); // bf16 has steps of 1/64 at 3
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What to know
 //!
 //! - **Inference.** There is no backward pass, and tensors that candle tracks are refused by name:
@@ -110,6 +166,9 @@
 //!   boundaries, which candle's memory has.
 //! - **Per-thread streams**: with `candle_core::Device::new_cuda`, everything that packforcing makes
 //!   stays on the thread that made it. Prefer `new_cuda_with_stream`; [`device()`] says why.
+//! - **CUDA graphs**: candle allocates a tensor whenever it makes one, which a capture forbids.
+//!   Inside `packforcing::Device::capture` use [`with_views`] and `Pass::attend` over tensors that were
+//!   there before; candle's own ops, and what here returns a new tensor, stay outside.
 //!
 //! # cudarc
 //!

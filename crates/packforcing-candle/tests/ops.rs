@@ -3,8 +3,8 @@
 mod common;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use common::{Rng, bits, devices, own, refused, scattered, view_bits};
-use packforcing::cache::{Compression, Heads, PackConfig, PackConfigBuilder, PackedKvCache, Qkv};
+use common::{Rng, bits, devices, numbers, own, refused, scattered, view_bits};
+use packforcing::cache::{Compression, Heads, PackConfig, PackConfigBuilder, PackedKvCache, PagePool, Qkv, Stream};
 use packforcing::ops::append_kv::{self, AppendKv, Lattice};
 use packforcing::ops::attention::Attention;
 use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, NoiseBase};
@@ -14,6 +14,8 @@ use packforcing::ops::merge_states::State;
 use packforcing::ops::merge_tokens::{MeanPool, MergeTokens, Remainder};
 use packforcing::ops::select_blocks::{BlockShape, Scores, SelectBlocks, SumKeys};
 use packforcing::paging::{Context, KvPages, KvPagesMut, PageLists, Segment};
+use packforcing::sampler::Sampler;
+use packforcing::schedule::Schedule;
 use packforcing::{Blocks, Grid, Rope3d, ops};
 use packforcing_candle::{
     Norm, Pages, attend, attend_with, attention, denoise_step, hand_in, merge_states, with_views,
@@ -563,8 +565,18 @@ fn config(dtype: DType) -> PackConfigBuilder {
 
 #[test]
 fn a_video_through_the_cache() {
+    for compression in [
+        Compression::mean_pool([2, 2, 2]),
+        Compression::matching([2, 2, 2]),
+        Compression::None,
+    ] {
+        a_video_through(compression);
+    }
+}
+
+fn a_video_through(compression: Compression) {
     everywhere(|device, dtype, rng| {
-        let config = config(dtype).build().expect("a configuration");
+        let config = config(dtype).compression(compression).build().expect("a configuration");
         let mut caches: [PackedKvCache; 2] =
             std::array::from_fn(|_| PackedKvCache::new(device, &config).expect("a cache"));
         let (q_weight, k_weight) = (rng.tensor(dtype, &[4 * DIM]), rng.tensor(dtype, &[2 * DIM]));
@@ -616,7 +628,7 @@ fn a_video_through_the_cache() {
             let (unnormed, _) = attend_with(&mut pass, 0, &q, &k, &v, None).expect("layer 0 again");
             block.commit().expect("a commit");
 
-            let place = format!("{device} {dtype:?}, block {number}");
+            let place = format!("{device} {dtype:?}, {compression:?}, block {number}");
             assert_eq!(bits(&out), view_bits(&expected.view()), "{place}");
             assert_eq!(bits(&unnormed), bits(&out), "{place}");
             assert_eq!(bits(&normed), view_bits(&expected_normed.view()), "{place}");
@@ -625,6 +637,114 @@ fn a_video_through_the_cache() {
                 (out.dims(), out.dtype(), lse.dims()),
                 (q.dims(), dtype, &[1, 32, 4][..])
             );
+        }
+    });
+}
+
+/// Two futures of one past, in one batch of candle tensors, are each what the whole video alone is.
+#[test]
+fn a_fork_goes_on_by_itself() {
+    everywhere(|device, dtype, rng| {
+        let config = config(dtype).layers(1).streams(2).build().expect("a configuration");
+        let pool = PagePool::new(device, &config).expect("a pool");
+        let one = |q: &Tensor, videos: &mut [Stream]| {
+            let mut block = pool.begin(videos).expect("a block");
+            let k = q.narrow(2, 0, 2).expect("heads");
+            let out = attend(&mut block.commit_pass().expect("a pass"), 0, q, &k, &k).expect("attention");
+            block.commit().expect("a commit");
+            out
+        };
+        let mut draw = |streams| rng.tensor(dtype, &[streams, 32, 4, DIM]);
+        let (past, futures): (Vec<Tensor>, Vec<Tensor>) =
+            ((0..4).map(|_| draw(1)).collect(), (0..3).map(|_| draw(2)).collect());
+
+        let mut videos = vec![pool.stream().expect("a stream")];
+        past.iter().for_each(|q| drop(one(q, &mut videos)));
+        videos.push(videos[0].fork().expect("a fork"));
+        let together: Vec<Tensor> = futures.iter().map(|q| one(q, &mut videos)).collect();
+        drop(videos);
+        for stream in 0..2 {
+            let mut alone = [pool.stream().expect("a stream")];
+            past.iter().for_each(|q| drop(one(q, &mut alone)));
+            for (q, both) in futures.iter().zip(&together) {
+                let q = q.narrow(0, stream, 1).expect("a stream");
+                let both = both.narrow(0, stream, 1).expect("a stream");
+                assert_eq!(
+                    bits(&one(&q, &mut alone)),
+                    bits(&both),
+                    "{device} {dtype:?}, stream {stream}"
+                );
+            }
+        }
+        let [a, b] = [0, 1].map(|i| bits(&together[2].i(i).expect("a stream")));
+        assert_ne!(a, b);
+    });
+}
+
+/// The loop of the crate's docs: latent and states are candle's, in place.
+#[test]
+fn solvers_that_remember_step_candles_latents() {
+    everywhere(|device, dtype, rng| {
+        for schedule in [Schedule::unipc(6, 5.0), Schedule::dpm_solver(6, 3.0)] {
+            let schedule = schedule.expect("a schedule");
+            let (frames, shape) = (3, [2, 3, 24]);
+            let zeros = |dtype| Tensor::zeros(&shape, dtype, &Device::Cpu).expect("room");
+            let latent = zeros(dtype);
+            let states: Vec<Tensor> = (0..schedule.states()).map(|_| zeros(DType::F32)).collect();
+            let mut sampler = Sampler::new(&own(device, &latent), 1, schedule.clone()).expect("a sampler");
+            let noise = Noise { seed: 3, offset: 8 };
+            sampler.start(noise).expect("a start");
+            let step = |rows: &[_], v: Option<&Tensor>, noise| {
+                let coefficients = &Coefficients::new(device, rows).expect("finite");
+                let run = |terms: Vec<packforcing::View<'_>>, mut outputs: Vec<packforcing::ViewMut<'_>>| {
+                    let step = DenoiseStep {
+                        in_place: terms.len() * outputs.len(),
+                        terms,
+                        frame_axis: 1,
+                        coefficients,
+                        noise,
+                        noise_base: None,
+                        guidance: None,
+                    };
+                    ops::denoise_step::denoise_step(&step, &mut outputs)
+                };
+                let (v, read) = (v.unwrap_or(&latent), v.is_some());
+                match (&states[..], read) {
+                    ([a], true) => with_views(device, "step", [("v", v)], [("x", &latent), ("a", a)], |[v], w| {
+                        run(vec![v], w.into())
+                    }),
+                    ([a], false) => with_views(device, "start", [], [("x", &latent), ("a", a)], |[], w| {
+                        run(vec![], w.into())
+                    }),
+                    ([a, b], true) => with_views(
+                        device,
+                        "step",
+                        [("v", v)],
+                        [("x", &latent), ("a", a), ("b", b)],
+                        |[v], w| run(vec![v], w.into()),
+                    ),
+                    ([a, b], false) => {
+                        with_views(device, "start", [], [("x", &latent), ("a", a), ("b", b)], |[], w| {
+                            run(vec![], w.into())
+                        })
+                    }
+                    _ => panic!("one state or two"),
+                }
+                .expect("a step");
+            };
+            step(&schedule.start_rows(frames), None, Some(noise));
+            assert_eq!(bits(&latent), view_bits(&sampler.latent().view()), "{device} {dtype:?}");
+            for number in 0..schedule.steps().len() {
+                let v = rng.tensor(dtype, &shape);
+                step(&schedule.rows(number, frames).expect("rows"), Some(&v), None);
+                sampler.step(number, own(device, &v).view(), noise).expect("a step");
+                assert_eq!(
+                    bits(&latent),
+                    view_bits(&sampler.latent().view()),
+                    "{device} {dtype:?}, {schedule:?}, step {number}"
+                );
+            }
+            assert!(numbers(&latent).iter().all(|x| x.is_finite()));
         }
     });
 }

@@ -23,7 +23,8 @@ const OP_UNMERGE: &str = "unmerge_tokens";
 pub struct MatchTokens<'a> {
     /// Pages of whole blocks, keys rotated with time 0 at the block's first frame. One list a block.
     pub source: &'a PageLists,
-    /// Pages that the merged tokens fill. One list a block; disjoint from `source`.
+    /// Pages that the merged tokens fill. One list a block; disjoint from `source`, which is not looked
+    /// for: what an overlap gives depends on the device.
     pub dest: &'a PageLists,
     /// How many sources merge.
     pub merges: Merges,
