@@ -1,0 +1,230 @@
+//! Self-attention of a model's layers over what the frames may see: three kinds, one interface.
+
+use candle_core::{D, DType, Device, Result, Tensor};
+use packforcing::cache::Pass;
+use packforcing::{Grid, Rope3d};
+
+/// How queries meet keys. The model norms them, whoever attends turns them by their positions.
+pub trait SelfAttention {
+    /// One layer: `q`, `k`, `v` and the output are `[batch, tokens, heads, dim]`.
+    ///
+    /// # Errors
+    ///
+    /// What the tensors or the device do not allow.
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor>;
+}
+
+impl<A: SelfAttention + ?Sized> SelfAttention for &mut A {
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        (**self).attend(layer, q, k, v)
+    }
+}
+
+/// Over the packed cache, one pass of a block: bounded, without a backward pass.
+pub struct Packed<'p, 'b, 'a>(pub &'p mut Pass<'b, 'a>);
+
+impl SelfAttention for Packed<'_, '_, '_> {
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        Ok(packforcing_candle::attend(self.0, layer, q, k, v)?)
+    }
+}
+
+/// Inside one clip, in candle's own ops, which have a backward pass. All tokens see all, or what a mask says.
+pub struct Clip {
+    rotation: Rotation,
+    /// Added to the logits. `[tokens, tokens]`
+    mask: Option<Tensor>,
+}
+
+impl Clip {
+    /// A clip whose first frame stands at time 0.
+    ///
+    /// # Errors
+    ///
+    /// Memory for the angles.
+    pub fn new(rope: &Rope3d, grid: Grid, device: &Device) -> Result<Clip> {
+        Ok(Clip {
+            rotation: Rotation::new(rope, grid, 0, device)?,
+            mask: None,
+        })
+    }
+
+    /// The same, where tokens of a block of `frames` see those of their own block and of earlier ones.
+    ///
+    /// # Errors
+    ///
+    /// Memory for the angles and the mask.
+    pub fn causal(rope: &Rope3d, grid: Grid, frames: usize, device: &Device) -> Result<Clip> {
+        let tokens = grid.tokens().0;
+        let block = |token: usize| token / (grid.rows * grid.cols) / frames.max(1);
+        let mask: Vec<f32> = (0..tokens * tokens)
+            .map(|i| match block(i % tokens) <= block(i / tokens) {
+                true => 0.0,
+                false => f32::NEG_INFINITY,
+            })
+            .collect();
+        let mut clip = Clip::new(rope, grid, device)?;
+        clip.mask = Some(Tensor::from_vec(mask, (tokens, tokens), device)?);
+        Ok(clip)
+    }
+}
+
+impl SelfAttention for Clip {
+    fn attend(&mut self, _layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (q, k) = (self.rotation.apply(q)?, self.rotation.apply(k)?);
+        softmax_attention(&q, &k, v, self.mask.as_ref())
+    }
+}
+
+/// Over everything that ever was, kept by candle: what the packed cache is measured against. It grows with the
+/// video.
+pub struct FullHistory {
+    rope: Rope3d,
+    grid: Grid,
+    /// For each layer the rotated keys and the values so far, `[batch, tokens, heads, dim]`.
+    kept: Vec<(Tensor, Tensor)>,
+    /// Those of the block under way, while it is kept.
+    now: Vec<(Tensor, Tensor)>,
+    blocks: usize,
+    rotation: Option<Rotation>,
+    commits: bool,
+}
+
+impl FullHistory {
+    /// Nothing yet. Blocks will have `grid` tokens.
+    pub fn new(rope: &Rope3d, grid: Grid) -> FullHistory {
+        FullHistory {
+            rope: rope.clone(),
+            grid,
+            kept: Vec::new(),
+            now: Vec::new(),
+            blocks: 0,
+            rotation: None,
+            commits: false,
+        }
+    }
+
+    /// Begins a pass of the next block that leaves no trace.
+    pub fn denoise_pass(&mut self) -> &mut FullHistory {
+        self.begin(false)
+    }
+
+    /// Begins the pass whose keys and values stay, from [`FullHistory::commit`] on.
+    pub fn commit_pass(&mut self) -> &mut FullHistory {
+        self.begin(true)
+    }
+
+    fn begin(&mut self, commits: bool) -> &mut FullHistory {
+        self.commits = commits;
+        self.now.clear();
+        self
+    }
+
+    /// Keeps what the commit pass left.
+    ///
+    /// # Errors
+    ///
+    /// Memory for it.
+    pub fn commit(&mut self) -> Result<()> {
+        let now = std::mem::take(&mut self.now);
+        if self.kept.is_empty() {
+            self.kept = now;
+        } else {
+            for (kept, now) in self.kept.iter_mut().zip(now) {
+                *kept = (Tensor::cat(&[&kept.0, &now.0], 1)?, Tensor::cat(&[&kept.1, &now.1], 1)?);
+            }
+        }
+        self.blocks += 1;
+        self.rotation = None;
+        Ok(())
+    }
+
+    /// Rotated keys and values of a layer, `[batch, tokens, heads, dim]`, of all blocks.
+    pub fn layer(&self, layer: usize) -> Option<&(Tensor, Tensor)> {
+        self.kept.get(layer)
+    }
+
+    /// Bytes of what is kept.
+    pub fn bytes(&self) -> usize {
+        let tensors = self.kept.iter().flat_map(|(k, v)| [k, v]);
+        tensors.map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
+    }
+}
+
+impl SelfAttention for FullHistory {
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let rotation = match self.rotation.take() {
+            Some(rotation) => rotation,
+            None => Rotation::new(&self.rope, self.grid, self.blocks * self.grid.frames, q.device())?,
+        };
+        let (q, k) = (rotation.apply(q)?, rotation.apply(k)?);
+        self.rotation = Some(rotation);
+        if self.commits {
+            self.now.truncate(layer);
+            self.now.push((k.clone(), v.clone()));
+        }
+        match self.kept.get(layer) {
+            Some((past_k, past_v)) => {
+                let (k, v) = (Tensor::cat(&[past_k, &k], 1)?, Tensor::cat(&[past_v, v], 1)?);
+                softmax_attention(&q, &k, &v, None)
+            }
+            None => softmax_attention(&q, &k, v, None),
+        }
+    }
+}
+
+/// Pairs of neighbours turned by time, row and column.
+struct Rotation {
+    cos: Tensor, // [1, tokens, 1, dim / 2]
+    sin: Tensor,
+}
+
+impl Rotation {
+    fn new(rope: &Rope3d, grid: Grid, first_frame: usize, device: &Device) -> Result<Rotation> {
+        let (tokens, pairs) = (grid.tokens().0, rope.dim() / 2);
+        let angles = |f: fn(f64) -> f64| {
+            let turns = (0..tokens).flat_map(|token| {
+                let (frame, place) = (token / (grid.rows * grid.cols), token % (grid.rows * grid.cols));
+                let at = [first_frame + frame, place / grid.cols, place % grid.cols];
+                (0..pairs).map(move |pair| f(at[rope.axis(pair)] as f64 * rope.frequency(pair)) as f32)
+            });
+            Tensor::from_vec(turns.collect::<Vec<f32>>(), (1, tokens, 1, pairs), device)
+        };
+        Ok(Rotation {
+            cos: angles(f64::cos)?,
+            sin: angles(f64::sin)?,
+        })
+    }
+
+    /// `x` is `[batch, tokens, heads, dim]`.
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, heads, dim) = x.dims4()?;
+        let pairs = x.to_dtype(DType::F32)?.reshape((batch, tokens, heads, dim / 2, 2))?;
+        let part = |i| pairs.narrow(4, i, 1)?.squeeze(4);
+        let (a, b) = (part(0)?, part(1)?);
+        let turn = |a: &Tensor, b: &Tensor| a.broadcast_mul(&self.cos)?.broadcast_add(&b.broadcast_mul(&self.sin)?);
+        let turned = Tensor::stack(&[turn(&a, &b.neg()?)?, turn(&b, &a)?], 4)?;
+        turned.reshape(x.shape())?.to_dtype(x.dtype())
+    }
+}
+
+/// Softmax attention in candle's own ops: `[batch, tokens, heads, dim]` over keys and values of the
+/// same layout.
+pub(crate) fn softmax_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    let heads = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+    let scale = (q.dim(D::Minus1)? as f64).sqrt().recip();
+    let (q, k, v) = (heads(q)?, heads(k)?, heads(v)?);
+    let logits = (q.matmul(&k.t()?)?.to_dtype(DType::F32)? * scale)?;
+    let logits = match mask {
+        Some(mask) => logits.broadcast_add(mask)?,
+        None => logits,
+    };
+    let weights = softmax(&logits)?.to_dtype(v.dtype())?;
+    weights.matmul(&v)?.transpose(1, 2)
+}
+
+/// Over the last dimension. The maximum takes no part in the gradient: it cancels.
+fn softmax(logits: &Tensor) -> Result<Tensor> {
+    let e = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?.exp()?;
+    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
+}

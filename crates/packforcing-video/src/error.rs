@@ -1,0 +1,100 @@
+//! What goes wrong.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of the model or of what it stands on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something that does not fit.
+    #[error("{argument}: expected {expected}, got {got}")]
+    Argument {
+        /// What it is called.
+        argument: &'static str,
+        /// What is taken.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+
+    /// Weights that are not those of this model.
+    #[error("{}: {fault}", file.display())]
+    Weights {
+        /// The file; of several the first.
+        file: PathBuf,
+        /// What is wrong with it.
+        fault: WeightsFault,
+    },
+
+    /// Of the kernels or the cache.
+    #[error(transparent)]
+    Packforcing(#[from] packforcing::Error),
+
+    /// Of candle.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// What is wrong with a file of weights.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum WeightsFault {
+    /// It cannot be read as safetensors.
+    Unreadable(String),
+    /// Tensors that are not there, by the names that the file's scheme has for them, and those of
+    /// another shape.
+    Incomplete {
+        /// Names.
+        missing: Vec<String>,
+        /// Name, expected shape, shape in the file.
+        wrong: Vec<(String, Vec<usize>, Vec<usize>)>,
+    },
+    /// A tensor with a NaN or an infinity.
+    NotFinite(String),
+}
+
+impl fmt::Display for WeightsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WeightsFault::Unreadable(reason) => write!(f, "not a safetensors file that can be read: {reason}"),
+            WeightsFault::Incomplete { missing, wrong } => {
+                let (lines, all) = (6, missing.len() + wrong.len());
+                write!(f, "{} tensors missing, {} of another shape", missing.len(), wrong.len())?;
+                let wrong = wrong
+                    .iter()
+                    .map(|(name, expected, got)| format!("{name} is {got:?} and not {expected:?}"));
+                let missing = missing.iter().map(|name| format!("{name} is missing"));
+                let named: Vec<String> = wrong.chain(missing).take(lines).collect();
+                write!(f, ": {}", named.join(", "))?;
+                if all > lines {
+                    write!(f, " and {} more", all - lines)?;
+                }
+                Ok(())
+            }
+            WeightsFault::NotFinite(name) => write!(f, "{name} has numbers that are not finite"),
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn argument(argument: &'static str, expected: impl Into<String>, got: impl Into<String>) -> Error {
+        Error::Argument {
+            argument,
+            expected: expected.into(),
+            got: got.into(),
+        }
+    }
+}
+
+impl From<packforcing_candle::Error> for Error {
+    fn from(error: packforcing_candle::Error) -> Error {
+        match error {
+            packforcing_candle::Error::Packforcing(error) => Error::Packforcing(error),
+            other => Error::Candle(other.into()),
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! A causal video diffusion transformer in candle, whose history is the packed cache of
+//! [packforcing].
+//!
+//! One code for every size: [`Config::wan2_1_t2v_1_3b`] takes the published weights of Wan2.1 under
+//! diffusers' or the original names, [`Config::tiny`] is for a CPU. [`Model::velocity`] is the whole of
+//! it; what its tokens see is decided by a [`SelfAttention`]:
+//!
+//! | | sees | memory | backward |
+//! | --- | --- | --- | --- |
+//! | [`Packed`] | the packed history and the block itself | bounded | no |
+//! | [`FullHistory`] | all blocks so far | grows with the video | no |
+//! | [`Clip`] | one clip, whole or causal by blocks | of the clip | yes |
+
+mod attention;
+mod config;
+mod error;
+mod model;
+mod weights;
+
+pub use attention::{Clip, FullHistory, Packed, SelfAttention};
+pub use config::{Config, Prediction};
+pub use error::{Error, Result, WeightsFault};
+pub use model::{Context, Model};
+pub use weights::{FileWeights, RandomWeights, Weights};

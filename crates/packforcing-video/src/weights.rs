@@ -1,0 +1,206 @@
+//! Where a model's tensors come from: files under two schemes of names, or random numbers.
+//!
+//! The names inside this crate are diffusers'.
+
+use std::path::Path;
+
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+use packforcing::ops::denoise_step::{Coefficients, Noise};
+use packforcing_candle::denoise_step;
+
+use crate::error::{Error, Result, WeightsFault};
+
+/// Gives a model its tensors by diffusers' names.
+pub trait Weights {
+    /// The tensor of this name and shape.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from being there. A source that collects faults returns something of the
+    /// right shape, and its first error at the end.
+    fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor>;
+}
+
+/// Safetensors files, mapped into memory, under diffusers' names or those of the original Wan.
+pub struct FileWeights {
+    file: std::path::PathBuf,
+    tensors: MmapedSafetensors,
+    prefix: String,
+    original: bool,
+    dtype: DType,
+    device: Device,
+    missing: Vec<String>,
+    wrong: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+/// The one tensor that tells the schemes apart.
+const TELLING: &str = "time_embedding.0.weight";
+
+impl FileWeights {
+    /// Opens the parts of one set of weights. Their names all begin with `prefix`, which is empty in published
+    /// files. Tensors become `dtype` on `device`.
+    ///
+    /// # Errors
+    ///
+    /// No file, one that is not there, cut short or not safetensors.
+    pub fn open<P: AsRef<Path>>(files: &[P], prefix: &str, dtype: DType, device: &Device) -> Result<FileWeights> {
+        let Some(first) = files.first() else {
+            return Err(Error::argument("files", "at least one", "none"));
+        };
+        let file = first.as_ref().to_path_buf();
+        // SAFETY: candle maps the files, and they must not change while they are mapped: the caller
+        // names checkpoints, which nobody writes in place (ours are renamed into place). Their
+        // headers are checked before anything is read.
+        let tensors = unsafe { MmapedSafetensors::multi(files) };
+        let tensors = tensors.map_err(|e| Error::Weights {
+            file: file.clone(),
+            fault: WeightsFault::Unreadable(e.to_string()),
+        })?;
+        Ok(FileWeights {
+            file,
+            original: tensors.get(&format!("{prefix}{TELLING}")).is_ok(),
+            tensors,
+            prefix: prefix.into(),
+            dtype,
+            device: device.clone(),
+            missing: Vec::new(),
+            wrong: Vec::new(),
+        })
+    }
+
+    /// Everything that was asked for and is not there, or is of another shape.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Weights`] with the whole list.
+    pub fn finish(self) -> Result<()> {
+        if self.missing.is_empty() && self.wrong.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Weights {
+            file: self.file,
+            fault: WeightsFault::Incomplete {
+                missing: self.missing,
+                wrong: self.wrong,
+            },
+        })
+    }
+}
+
+impl Weights for FileWeights {
+    fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let here = if self.original {
+            original_name(name)
+        } else {
+            name.into()
+        };
+        let here = format!("{}{here}", self.prefix);
+        let stand_in = || Ok(Tensor::zeros(shape, self.dtype, &self.device)?);
+        let Ok(view) = self.tensors.get(&here) else {
+            self.missing.push(here);
+            return stand_in();
+        };
+        if view.shape() != shape {
+            self.wrong.push((here, shape.to_vec(), view.shape().to_vec()));
+            return stand_in();
+        }
+        let tensor = self.tensors.load(&here, &self.device)?;
+        // A sum of finite numbers in f32 may overflow; of their zeros it does not.
+        let zeros = (tensor.to_dtype(DType::F32)? * 0.0)?.sum_all()?.to_scalar::<f32>()?;
+        if zeros != 0.0 {
+            return Err(Error::Weights {
+                file: self.file.clone(),
+                fault: WeightsFault::NotFinite(here),
+            });
+        }
+        Ok(tensor.to_dtype(self.dtype)?)
+    }
+}
+
+/// The name that the original Wan has for diffusers' `name`.
+fn original_name(name: &str) -> String {
+    let whole = match name {
+        "scale_shift_table" => Some("head.modulation"),
+        "proj_out.weight" => Some("head.head.weight"),
+        "proj_out.bias" => Some("head.head.bias"),
+        _ => None,
+    };
+    if let Some(name) = whole {
+        return name.into();
+    }
+    const PARTS: [(&str, &str); 15] = [
+        ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+        ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+        ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+        ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+        ("condition_embedder.time_proj", "time_projection.1"),
+        ("scale_shift_table", "modulation"),
+        ("attn1", "self_attn"),
+        ("attn2", "cross_attn"),
+        (".to_q.", ".q."),
+        (".to_k.", ".k."),
+        (".to_v.", ".v."),
+        (".to_out.0.", ".o."),
+        (".norm2.", ".norm3."),
+        ("ffn.net.0.proj", "ffn.0"),
+        ("ffn.net.2", "ffn.2"),
+    ];
+    PARTS
+        .iter()
+        .fold(name.to_string(), |name, (ours, theirs)| name.replace(ours, theirs))
+}
+
+/// Random numbers as training begins with them, the same for a seed on every device: linear layers
+/// keep the size of what goes through them, biases are 0, norms 1, and the head gives nearly nothing.
+pub struct RandomWeights {
+    ours: packforcing::Device,
+    device: Device,
+    dtype: DType,
+    noise: Noise,
+}
+
+impl RandomWeights {
+    /// Numbers of this seed, as `dtype` on `device`.
+    ///
+    /// # Errors
+    ///
+    /// A device that packforcing does not have.
+    pub fn new(seed: u64, dtype: DType, device: &Device) -> Result<RandomWeights> {
+        Ok(RandomWeights {
+            ours: packforcing_candle::device(device)?,
+            device: device.clone(),
+            dtype,
+            noise: Noise { seed, offset: 0 },
+        })
+    }
+
+    /// Normal numbers of this standard deviation, f32.
+    ///
+    /// # Errors
+    ///
+    /// Memory for them, and what the device reports.
+    pub fn normal(&mut self, shape: &[usize], scale: f64) -> Result<Tensor> {
+        let zeros = Tensor::zeros((1, shape.iter().product::<usize>()), DType::F32, &self.device)?;
+        let rows = Coefficients::new(&self.ours, &[vec![vec![0.0], vec![scale]]])?;
+        let drawn = denoise_step(&self.ours, &[&zeros], 0, &rows, Some(self.noise))?.swap_remove(0);
+        self.noise = self.noise.after(drawn.elem_count());
+        Ok(drawn.reshape(shape)?)
+    }
+}
+
+impl Weights for RandomWeights {
+    fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let fan_in: usize = shape.iter().skip(1).product();
+        let tensor = match name {
+            _ if name.ends_with(".bias") => Tensor::zeros(shape, DType::F32, &self.device)?,
+            _ if name.contains("norm") => Tensor::ones(shape, DType::F32, &self.device)?,
+            "proj_out.weight" => self.normal(shape, 0.02)?,
+            _ if name.ends_with("scale_shift_table") => {
+                self.normal(shape, (shape.last().copied().unwrap_or(1) as f64).sqrt().recip())?
+            }
+            _ => self.normal(shape, (fan_in.max(1) as f64).sqrt().recip())?,
+        };
+        Ok(tensor.to_dtype(self.dtype)?)
+    }
+}

@@ -1,0 +1,245 @@
+//! The model with random weights: shapes, refusals, gradients, and one forward for all who attend.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use packforcing::cache::{PackConfig, PackedKvCache};
+use packforcing::{Blocks, Grid};
+use packforcing_video::{Clip, Config, Context, Error, Model, Packed, RandomWeights, Weights};
+
+fn tiny(seed: u64) -> Model {
+    let mut weights = RandomWeights::new(seed, DType::F32, &Device::Cpu).expect("the CPU");
+    Model::new(&Config::tiny(3), &mut weights).expect("a model")
+}
+
+fn normal(seed: u64, shape: &[usize]) -> Tensor {
+    let mut random = RandomWeights::new(seed, DType::F32, &Device::Cpu).expect("the CPU");
+    random.normal(shape, 1.0).expect("numbers")
+}
+
+fn context(model: &Model, batch: usize) -> Context {
+    model.context(&normal(9, &[batch, 2, 16])).expect("a context")
+}
+
+fn clip(model: &Model, latent: [usize; 3]) -> Clip {
+    let grid = model.config().tokens(latent).expect("whole patches");
+    Clip::new(&model.config().rope(), grid, &Device::Cpu).expect("a clip")
+}
+
+fn largest(a: &Tensor) -> f32 {
+    let largest = a.abs().and_then(|a| a.max_all()).and_then(|a| a.to_scalar());
+    largest.expect("a number")
+}
+
+/// The first example that the project was asked for.
+#[test]
+fn a_forward_pass_gives_a_prediction_of_the_latents_shape() {
+    let model = tiny(1);
+    let latent = normal(2, &[2, 3, 8, 64, 64]);
+    let timesteps = Tensor::new(&[500f32, 750.0], &Device::Cpu).expect("two numbers");
+    let mut clip = clip(&model, [8, 64, 64]);
+    let velocity = |model: &Model, clip: &mut Clip| {
+        model
+            .velocity(&latent, &timesteps, &context(model, 2), clip)
+            .expect("a velocity")
+    };
+    let got = velocity(&model, &mut clip);
+    assert_eq!((got.dims(), got.dtype()), (latent.dims(), DType::F32));
+    assert!(largest(&got).is_finite() && largest(&got) > 0.0);
+    // A seed is one model, another seed another.
+    let same = (velocity(&tiny(1), &mut clip) - &got).expect("one shape");
+    let other = (velocity(&tiny(2), &mut clip) - &got).expect("one shape");
+    assert!(largest(&same) == 0.0 && largest(&other) > 0.0);
+}
+
+#[test]
+fn a_clean_prediction_is_the_velocity_that_leads_to_it() {
+    let model = tiny(3);
+    let latent = normal(4, &[1, 3, 2, 8, 8]);
+    let timesteps = Tensor::new(&[[250f32, 1000.0]], &Device::Cpu).expect("two numbers");
+    let mut clip = clip(&model, [2, 8, 8]);
+    let context = context(&model, 1);
+    let clean = model
+        .predict(&latent, &timesteps, &context, &mut clip)
+        .expect("a prediction");
+    let velocity = model
+        .velocity(&latent, &timesteps, &context, &mut clip)
+        .expect("a velocity");
+    for (frame, sigma) in [0.25, 1.0].into_iter().enumerate() {
+        let part = |t: &Tensor| t.narrow(2, frame, 1).expect("a frame");
+        let moved = (part(&velocity) * sigma).expect("numbers");
+        let arrived = (part(&latent) - moved).expect("one shape");
+        let off = largest(&(arrived - part(&clean)).expect("one shape"));
+        assert!(off < 2e-6, "frame {frame}: {off:e}");
+    }
+}
+
+/// Weights that candle tracks.
+struct Tracked(RandomWeights, Vec<Var>);
+
+impl Weights for Tracked {
+    fn get(&mut self, name: &str, shape: &[usize]) -> packforcing_video::Result<Tensor> {
+        let var = Var::from_tensor(&self.0.get(name, shape)?)?;
+        self.1.push(var.clone());
+        Ok(var.into_inner())
+    }
+}
+
+/// The gradient of every weight points uphill: a step against it lowers the loss as much as it says. And
+/// blocks of a causal clip are what the packed cache gives block by block, while its sink holds them all.
+#[test]
+fn what_is_trained_is_what_samples() {
+    let random = RandomWeights::new(5, DType::F32, &Device::Cpu).expect("the CPU");
+    let mut weights = Tracked(random, Vec::new());
+    let model = Model::new(&Config::tiny(3), &mut weights).expect("a model");
+    let vars = weights.1;
+    let (frames, blocks) = (2, 3);
+    let latent = normal(6, &[1, 3, frames * blocks, 8, 8]);
+    let timesteps = Tensor::new(&[600f32], &Device::Cpu).expect("a number");
+    let grid = model.config().tokens([frames * blocks, 8, 8]).expect("whole patches");
+    let mut causal = Clip::causal(&model.config().rope(), grid, frames, &Device::Cpu).expect("a clip");
+    let tokens = normal(7, &[1, 2, 16]);
+
+    let mut predict = || {
+        let context = model.context(&tokens)?;
+        model.predict(&latent, &timesteps, &context, &mut causal)
+    };
+    let trained = predict().expect("a prediction");
+    let mut loss = || predict().and_then(|p| Ok(p.sqr()?.mean_all()?)).expect("a loss");
+    let before = loss();
+    let gradients = before.backward().expect("a backward pass");
+    let mut square = 0.0;
+    for var in &vars {
+        let gradient = gradients.get(var).expect("every weight takes part");
+        square += f64::from(
+            gradient
+                .sqr()
+                .and_then(|g| g.sum_all()?.to_scalar::<f32>())
+                .expect("a number"),
+        );
+    }
+    let step = 1e-3 / square.sqrt();
+    for var in &vars {
+        let gradient = gradients.get(var).expect("every weight takes part");
+        var.set(&(var.as_tensor() - (gradient * step).expect("numbers")).expect("numbers"))
+            .expect("a step");
+    }
+    let number = |loss: Tensor| f64::from(loss.to_scalar::<f32>().expect("a number"));
+    let (before, after) = (number(before), number(loss()));
+    let ratio = (before - after) / (step * square);
+    assert!(
+        (ratio - 1.0).abs() < 0.05,
+        "{before} to {after}: {ratio} of what the gradient says"
+    );
+
+    // The weights as they were, and now untracked.
+    let mut plain = RandomWeights::new(5, DType::F32, &Device::Cpu).expect("the CPU");
+    let model = Model::new(&Config::tiny(3), &mut plain).expect("a model");
+    let context = model.context(&tokens).expect("a context");
+    let config = PackConfig::builder()
+        .layers(model.config().layers)
+        .heads(model.config().cache_heads())
+        .dtype(packforcing::DType::F32)
+        .block(Grid { frames, ..grid })
+        .sink(Blocks(blocks))
+        .compression(packforcing::cache::Compression::None)
+        .selected(Blocks(0))
+        .archive(Blocks(0))
+        .rope(model.config().rope())
+        .build()
+        .expect("it fits");
+    let mut cache = PackedKvCache::new(&packforcing::Device::cpu(), &config).expect("a cache");
+    for number in 0..blocks {
+        let part = |t: &Tensor| t.narrow(2, number * frames, frames).expect("a block");
+        let mut block = cache.begin().expect("a block");
+        let mut pass = block.commit_pass().expect("a pass");
+        let sampled = model
+            .predict(&part(&latent), &timesteps, &context, &mut Packed(&mut pass))
+            .expect("a block");
+        block.commit().expect("every layer attended");
+        let off = largest(&(sampled - part(&trained)).expect("one shape")) / largest(&trained);
+        assert!(off < 1e-5, "block {number}: {off:e}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() -> Result<()> {
+    let model = tiny(1);
+    let cpu = &Device::Cpu;
+    let latent = normal(2, &[1, 3, 2, 8, 8]);
+    let one = Tensor::new(&[500f32], cpu)?;
+    let refused = |latent: &Tensor, timesteps: &Tensor, context: &Context, says: &[&str]| {
+        let mut clip = clip(&model, [2, 8, 8]);
+        match model.velocity(latent, timesteps, context, &mut clip) {
+            Err(error @ Error::Argument { .. }) => {
+                let said = error.to_string();
+                assert!(says.iter().all(|part| said.contains(part)), "{said}");
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let fits = context(&model, 1);
+    refused(
+        &latent.narrow(1, 0, 2)?,
+        &one,
+        &fits,
+        &["latent", "3 channels", "got 2"],
+    );
+    refused(
+        &latent.narrow(3, 0, 7)?,
+        &one,
+        &fits,
+        &["latent", "[1, 4, 4]", "[2, 7, 8]"],
+    );
+    refused(
+        &latent.squeeze(0)?,
+        &one,
+        &fits,
+        &["latent", "[batch, channels, frames, rows, columns]"],
+    );
+    refused(
+        &latent,
+        &Tensor::new(&[1f32, 2.0], cpu)?,
+        &fits,
+        &["timesteps", "[1, 2]", "[2]"],
+    );
+    refused(&latent, &one, &context(&model, 2), &["context", "batch 1"]);
+    for shape in [&[1, 5, 16][..], &[1, 2, 17], &[2, 16]] {
+        let said = model
+            .context(&normal(1, shape))
+            .map(|_| ())
+            .expect_err("it is refused")
+            .to_string();
+        assert!(said.contains("context: expected [batch, at most 4, 16]"), "{said}");
+    }
+    for (wrong, says) in [
+        (
+            Config {
+                head_dim: 7,
+                ..Config::tiny(3)
+            },
+            "an even head_dim",
+        ),
+        (
+            Config {
+                freq_dim: 5,
+                ..Config::tiny(3)
+            },
+            "an even freq_dim",
+        ),
+        (
+            Config {
+                patch: [2, 4, 4],
+                ..Config::tiny(3)
+            },
+            "patches of one frame",
+        ),
+        (Config::tiny(0), "sizes above 0"),
+    ] {
+        let mut weights = RandomWeights::new(1, DType::F32, cpu).expect("the CPU");
+        let said = Model::new(&wrong, &mut weights)
+            .map(|_| ())
+            .expect_err("it is refused")
+            .to_string();
+        assert!(said.contains(says), "{said}");
+    }
+    Ok(())
+}
