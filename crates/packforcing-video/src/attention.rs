@@ -44,7 +44,7 @@ impl Clip {
     /// Memory for the angles.
     pub fn new(rope: &Rope3d, grid: Grid, device: &Device) -> Result<Clip> {
         Ok(Clip {
-            rotation: Rotation::new(rope, grid, 0, device)?,
+            rotation: Rotation::of_frames(rope, grid, 0, device)?,
             mask: None,
         })
     }
@@ -73,6 +73,92 @@ impl SelfAttention for Clip {
     fn attend(&mut self, _layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (q, k) = (self.rotation.apply(q)?, self.rotation.apply(k)?);
         softmax_attention(&q, &k, v, self.mask.as_ref())
+    }
+}
+
+/// How many blocks a history laid out as in sampling has of each kind, before the one block that is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// Whole blocks from the beginning of the video.
+    pub sink: usize,
+    /// Compressed blocks.
+    pub mid: usize,
+    /// The last blocks, whole.
+    pub recent: usize,
+}
+
+/// A packed history in candle's own ops, which have a backward pass: what training sees is what [`Packed`] sees
+/// in sampling. Through the model go the sink, the recent blocks and the block that is made, one after the
+/// other; compressed blocks are there as keys and values alone.
+pub struct Window {
+    rotation: Rotation,
+    /// For each layer rotated keys and values, `[batch, mid tokens of all blocks, heads, dim]`.
+    mids: Vec<(Tensor, Tensor)>,
+    /// Added to the logits. `[tokens, tokens + mid tokens]`
+    mask: Tensor,
+}
+
+impl Window {
+    /// Blocks of `block` tokens, laid out by `layout`; each compressed one has `mid` tokens, spread evenly over
+    /// its place. `mids` holds for each layer keys, normed and not rotated, and values of all compressed
+    /// blocks in time order, as [`Compressor::keys_and_values`](crate::Compressor::keys_and_values) gives
+    /// them for one; it is not looked at where the layout has none.
+    ///
+    /// # Errors
+    ///
+    /// Keys and values of another shape, memory.
+    pub fn new(
+        rope: &Rope3d,
+        block: Grid,
+        mid: Grid,
+        layout: Layout,
+        mids: &[(Tensor, Tensor)],
+        device: &Device,
+    ) -> Result<Window> {
+        let whole = block.extents();
+        let at = |grid: Grid, number: usize| places(grid, whole, (number * block.frames) as f64);
+        let Layout {
+            sink,
+            mid: count,
+            recent,
+        } = layout;
+        // Packed: the compressed blocks stand between the sink and the recent ones, without gaps.
+        let streamed = (0..sink).chain(sink + count..sink + count + recent + 1);
+        let rotation = Rotation::new(rope, &streamed.flat_map(|n| at(block, n)).collect::<Vec<_>>(), device)?;
+        let mids = match count {
+            0 => Vec::new(),
+            _ => {
+                let turned: Vec<_> = (sink..sink + count).flat_map(|n| at(mid, n)).collect();
+                let turned = Rotation::new(rope, &turned, device)?;
+                let layers = mids.iter().map(|(k, v)| Ok((turned.apply(k)?, v.clone())));
+                layers.collect::<Result<_>>()?
+            }
+        };
+
+        let (tokens, mid_tokens) = (block.tokens().0, count * mid.tokens().0);
+        let (rows, width) = ((sink + recent + 1) * tokens, (sink + recent + 1) * tokens + mid_tokens);
+        let sees = |query: usize, key: usize| match key < rows {
+            true => key / tokens <= query / tokens,
+            // The sink is older than every compressed block.
+            false => query / tokens >= sink,
+        };
+        let mask = (0..rows * width).map(|i| match sees(i / width, i % width) {
+            true => 0f32,
+            false => f32::NEG_INFINITY,
+        });
+        let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (rows, width), device)?;
+        Ok(Window { rotation, mids, mask })
+    }
+}
+
+impl SelfAttention for Window {
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (q, k) = (self.rotation.apply(q)?, self.rotation.apply(k)?);
+        let (k, v) = match self.mids.get(layer) {
+            Some((mid_k, mid_v)) => (Tensor::cat(&[&k, mid_k], 1)?, Tensor::cat(&[v, mid_v], 1)?),
+            None => (k, v.clone()),
+        };
+        softmax_attention(&q, &k, &v, Some(&self.mask))
     }
 }
 
@@ -155,7 +241,7 @@ impl SelfAttention for FullHistory {
     fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let rotation = match self.rotation.take() {
             Some(rotation) => rotation,
-            None => Rotation::new(&self.rope, self.grid, self.blocks * self.grid.frames, q.device())?,
+            None => Rotation::of_frames(&self.rope, self.grid, self.blocks * self.grid.frames, q.device())?,
         };
         let (q, k) = (rotation.apply(q)?, rotation.apply(k)?);
         self.rotation = Some(rotation);
@@ -173,6 +259,23 @@ impl SelfAttention for FullHistory {
     }
 }
 
+/// Times, rows and columns of the tokens of `grid`, spread evenly over `whole` frames, rows and columns from the
+/// frame `first` on.
+fn places(grid: Grid, whole: [usize; 3], first: f64) -> Vec<[f64; 3]> {
+    let extents = grid.extents();
+    let along = |axis: usize, i: usize| {
+        let step = whole[axis] as f64 / extents[axis] as f64;
+        0.5 * (step - 1.0) + i as f64 * step
+    };
+    let [frames, rows, cols] = extents;
+    (0..frames * rows * cols)
+        .map(|i| {
+            let (frame, row, col) = (i / (rows * cols), i / cols % rows, i % cols);
+            [first + along(0, frame), along(1, row), along(2, col)]
+        })
+        .collect()
+}
+
 /// Pairs of neighbours turned by time, row and column.
 struct Rotation {
     cos: Tensor, // [1, tokens, 1, dim / 2]
@@ -180,15 +283,19 @@ struct Rotation {
 }
 
 impl Rotation {
-    fn new(rope: &Rope3d, grid: Grid, first_frame: usize, device: &Device) -> Result<Rotation> {
-        let (tokens, pairs) = (grid.tokens().0, rope.dim() / 2);
+    /// Tokens of whole frames from `first` on.
+    fn of_frames(rope: &Rope3d, grid: Grid, first: usize, device: &Device) -> Result<Rotation> {
+        Rotation::new(rope, &places(grid, grid.extents(), first as f64), device)
+    }
+
+    /// Tokens at these times, rows and columns.
+    fn new(rope: &Rope3d, places: &[[f64; 3]], device: &Device) -> Result<Rotation> {
+        let pairs = rope.dim() / 2;
         let angles = |f: fn(f64) -> f64| {
-            let turns = (0..tokens).flat_map(|token| {
-                let (frame, place) = (token / (grid.rows * grid.cols), token % (grid.rows * grid.cols));
-                let at = [first_frame + frame, place / grid.cols, place % grid.cols];
-                (0..pairs).map(move |pair| f(at[rope.axis(pair)] as f64 * rope.frequency(pair)) as f32)
-            });
-            Tensor::from_vec(turns.collect::<Vec<f32>>(), (1, tokens, 1, pairs), device)
+            let turns = places
+                .iter()
+                .flat_map(|at| (0..pairs).map(move |pair| f(at[rope.axis(pair)] * rope.frequency(pair)) as f32));
+            Tensor::from_vec(turns.collect::<Vec<f32>>(), (1, places.len(), 1, pairs), device)
         };
         Ok(Rotation {
             cos: angles(f64::cos)?,

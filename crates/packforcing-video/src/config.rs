@@ -147,13 +147,13 @@ impl Config {
         if sizes.contains(&0) {
             return refuse("sizes above 0", format!("{self:?}"));
         }
-        if self.head_dim % 2 != 0 || self.head_dim < 6 {
+        if !self.head_dim.is_multiple_of(2) || self.head_dim < 6 {
             return refuse(
                 "an even head_dim from 6, for three axes of pairs",
                 self.head_dim.to_string(),
             );
         }
-        if self.freq_dim % 2 != 0 || self.freq_dim == 0 {
+        if !self.freq_dim.is_multiple_of(2) || self.freq_dim == 0 {
             return refuse("an even freq_dim, for sines and cosines", self.freq_dim.to_string());
         }
         if self.patch[0] != 1 {

@@ -9,15 +9,21 @@
 //! | --- | --- | --- | --- |
 //! | [`Packed`] | the packed history and the block itself | bounded | no |
 //! | [`FullHistory`] | all blocks so far | grows with the video | no |
+//! | [`Window`] | a history laid out as in sampling | of the window | yes |
 //! | [`Clip`] | one clip, whole or causal by blocks | of the clip | yes |
+//!
+//! Old blocks become few tokens by a [`Compressor`] that is trained with the model, or by what the cache does
+//! itself (`packforcing::cache::Compression`).
 
 mod attention;
+mod compressor;
 mod config;
 mod error;
 mod model;
 mod weights;
 
-pub use attention::{Clip, FullHistory, Packed, SelfAttention};
+pub use attention::{Clip, FullHistory, Layout, Packed, SelfAttention, Window};
+pub use compressor::{Compressor, CompressorConfig, LowRes, Pooled, Stage};
 pub use config::{Config, Prediction};
 pub use error::{Error, Result, WeightsFault};
 pub use model::{Context, Model};

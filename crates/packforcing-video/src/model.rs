@@ -155,6 +155,28 @@ impl Model {
         }
     }
 
+    /// Tokens of a latent as they enter the first layer, `[batch, tokens, width]`: a convolution whose kernel is its
+    /// stride.
+    pub(crate) fn embed(&self, latent: &Tensor) -> Result<Tensor> {
+        let (batch, channels, frames, rows, cols) = latent.dims5()?;
+        let grid = self.config.tokens([frames, rows, cols])?;
+        let [_, ph, pw] = self.config.patch;
+        let patches = latent.to_dtype(self.dtype())?;
+        let patches = patches.reshape(&[batch, channels, frames, grid.rows, ph, grid.cols, pw][..])?;
+        let patches = patches.permute(vec![0, 2, 3, 5, 1, 4, 6])?;
+        self.patch
+            .forward(&patches.reshape((batch, grid.tokens().0, self.config.patch_numbers()))?)
+    }
+
+    /// Keys, normed and not rotated, and values of tokens that come from elsewhere, by each layer's own projections.
+    pub(crate) fn keys_and_values(&self, tokens: &Tensor) -> Result<Vec<(Tensor, Tensor)>> {
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| layer.own.keys_and_values(tokens, &self.config));
+        layers.collect()
+    }
+
     /// What the network itself gives, by [`Config::prediction`]: a velocity or a clean latent, of the shape
     /// and dtype of the latent. Arguments as of [`Model::velocity`].
     ///
@@ -181,6 +203,7 @@ impl Model {
             ));
         }
         let grid = config.tokens([frames, rows, cols])?;
+        let [_, ph, pw] = config.patch;
         let per_frame = per_frame(timesteps, latent)?;
         let fits =
             context.layers.len() == self.layers.len() && context.layers.iter().all(|(k, _)| k.dims()[0] == batch);
@@ -192,16 +215,7 @@ impl Model {
             ));
         }
 
-        // A convolution whose kernel is its stride: patches to rows, one product.
-        let [_, ph, pw] = config.patch;
-        let patches = latent
-            .to_dtype(self.dtype())?
-            .reshape(&[batch, channels, frames, grid.rows, ph, grid.cols, pw][..])?;
-        let patches = patches.permute(vec![0, 2, 3, 5, 1, 4, 6])?;
-        let mut x = self
-            .patch
-            .forward(&patches.reshape((batch, grid.tokens().0, config.patch_numbers()))?)?;
-
+        let mut x = self.embed(latent)?;
         let time = self.time[0].forward(&sinusoids(&per_frame, config.freq_dim)?.to_dtype(self.dtype())?)?;
         let time = self.time[1].forward(&time.silu()?)?; // [batch, frames, width]
         let modulation = self.time_proj.forward(&time.silu()?)?;
@@ -279,20 +293,20 @@ fn layer_norm(x: &Tensor, eps: f64) -> Result<Tensor> {
 }
 
 #[derive(Debug, Clone)]
-struct Linear {
+pub(crate) struct Linear {
     weight: Tensor, // [to, from]
     bias: Tensor,   // [to]
 }
 
 impl Linear {
-    fn new(weights: &mut impl Weights, name: &str, from: usize, to: usize) -> Result<Linear> {
+    pub(crate) fn new(weights: &mut impl Weights, name: &str, from: usize, to: usize) -> Result<Linear> {
         Ok(Linear {
             weight: weights.get(&format!("{name}.weight"), &[to, from])?,
             bias: weights.get(&format!("{name}.bias"), &[to])?,
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let rows = x.elem_count() / x.dim(D::Minus1)?;
         let mut shape = x.dims().to_vec();
         let flat = x.reshape((rows, x.dim(D::Minus1)?))?;

@@ -1,9 +1,12 @@
 //! The model with random weights: shapes, refusals, gradients, and one forward for all who attend.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use packforcing::cache::{PackConfig, PackedKvCache};
+use packforcing::cache::{Compression, PackConfig, PackedKvCache, Policy, Selection};
 use packforcing::{Blocks, Grid};
-use packforcing_video::{Clip, Config, Context, Error, Model, Packed, RandomWeights, Weights};
+use packforcing_video::{
+    Clip, Compressor, CompressorConfig, Config, Context, Error, Layout, Model, Packed, Pooled, RandomWeights, Stage,
+    Weights, Window,
+};
 
 fn tiny(seed: u64) -> Model {
     let mut weights = RandomWeights::new(seed, DType::F32, &Device::Cpu).expect("the CPU");
@@ -140,7 +143,7 @@ fn what_is_trained_is_what_samples() {
         .dtype(packforcing::DType::F32)
         .block(Grid { frames, ..grid })
         .sink(Blocks(blocks))
-        .compression(packforcing::cache::Compression::None)
+        .compression(Compression::None)
         .selected(Blocks(0))
         .archive(Blocks(0))
         .rope(model.config().rope())
@@ -158,6 +161,109 @@ fn what_is_trained_is_what_samples() {
         let off = largest(&(sampled - part(&trained)).expect("one shape")) / largest(&trained);
         assert!(off < 1e-5, "block {number}: {off:e}");
     }
+}
+
+/// The last block of a video over the packed cache with the learned compressor, and again over a window: one sink
+/// block, two compressed ones chosen among more, and `recent` whole ones.
+fn a_window_is_the_packed_history(layers: usize, recent: usize) {
+    let cpu = &Device::Cpu;
+    let mut weights = RandomWeights::new(8, DType::F32, cpu).expect("the CPU");
+    let config = Config {
+        layers,
+        ..Config::tiny(3)
+    };
+    let model = Model::new(&config, &mut weights).expect("a model");
+    let compressor = Compressor::new(&CompressorConfig::tiny(), &config, &mut weights).expect("a compressor");
+    let (size, before) = ([4, 16, 24], 5 + recent);
+    let grid = config.tokens(size).expect("whole patches");
+    let mid = compressor.config().grid(&config, size).expect("cells");
+    assert_eq!(mid.extents(), [1, 2, 3]);
+    let packed = PackConfig::builder()
+        .layers(config.layers)
+        .heads(config.cache_heads())
+        .dtype(packforcing::DType::F32)
+        .block(grid)
+        .sink(Blocks(1))
+        .recent(Blocks(recent))
+        .selected(Blocks(2))
+        .archive(Blocks(4))
+        .compression(Compression::External(mid))
+        .selection(Selection::Shared)
+        .policy(Policy::Random { seed: 2 })
+        .rope(config.rope())
+        .build()
+        .expect("it fits");
+    let mut cache = PackedKvCache::new(&packforcing::Device::cpu(), &packed).expect("a cache");
+    let history: Vec<Tensor> = (0..before).map(|i| normal(20 + i as u64, &[1, 3, 4, 16, 24])).collect();
+    let mids = |block: usize| {
+        compressor
+            .keys_and_values(&model, &history[block], &Pooled)
+            .expect("compressed tokens")
+    };
+    let context = context(&model, 1);
+    let clean = Tensor::new(&[0f32], cpu).expect("a number");
+    for (number, latent) in history.iter().enumerate() {
+        let mut block = cache.begin().expect("a block");
+        let mut pass = block.commit_pass().expect("a pass");
+        model
+            .velocity(latent, &clean, &context, &mut Packed(&mut pass))
+            .expect("a pass");
+        for (layer, (k, v)) in mids(number).iter().enumerate() {
+            packforcing_candle::hand_in(&mut pass, layer, k, v).expect("compressed tokens");
+        }
+        block.commit().expect("a whole block");
+    }
+    let last = normal(19, &[1, 3, 4, 16, 24]);
+    let noisy = Tensor::new(&[700f32], cpu).expect("a number");
+    let mut block = cache.begin().expect("a block");
+    let mut pass = block.denoise_pass().expect("a pass");
+    let sampled = model
+        .predict(&last, &noisy, &context, &mut Packed(&mut pass))
+        .expect("a prediction");
+    let chosen = block.chosen(0).expect("it chose").swap_remove(0);
+    assert_eq!(chosen.len(), 2);
+
+    let window = |chosen: &[usize]| {
+        let each: Vec<_> = chosen.iter().map(|&i| mids(i)).collect();
+        let part = |layer: usize, of: fn(&(Tensor, Tensor)) -> &Tensor| {
+            let parts: Vec<&Tensor> = each.iter().map(|block| of(&block[layer])).collect();
+            Tensor::cat(&parts, 1).expect("tokens")
+        };
+        let layers: Vec<_> = (0..layers)
+            .map(|l| (part(l, |kv| &kv.0), part(l, |kv| &kv.1)))
+            .collect();
+        let layout = Layout {
+            sink: 1,
+            mid: 2,
+            recent,
+        };
+        let mut window = Window::new(&config.rope(), grid, mid, layout, &layers, cpu).expect("a window");
+        let whole = history.iter().take(1).chain(&history[before - recent..]).chain([&last]);
+        let whole: Vec<&Tensor> = whole.collect();
+        let frames = 4 * (whole.len() - 1);
+        let steps = [vec![0f32; frames], vec![700.0; 4]].concat();
+        let steps = Tensor::from_vec(steps, (1, frames + 4), cpu).expect("time steps");
+        let stream = Tensor::cat(&whole, 2).expect("frames");
+        let all = model
+            .predict(&stream, &steps, &context, &mut window)
+            .expect("a prediction");
+        all.narrow(2, frames, 4).expect("the last block")
+    };
+    let apart = |other: &Tensor| largest(&(other - &sampled).expect("one shape")) / largest(&sampled);
+    let off = apart(&window(&chosen));
+    assert!(off < 1e-5, "{layers} layers, {recent} recent: {off:e}");
+    // Others of the compressed blocks would have been seen.
+    let others: Vec<usize> = (1..5).filter(|i| !chosen.contains(i)).collect();
+    let other = apart(&window(&others));
+    assert!(other > 100.0 * off.max(1e-6), "{other:e} beside {off:e}");
+}
+
+#[test]
+fn a_window_is_what_sampling_sees() {
+    a_window_is_the_packed_history(4, 0);
+    // Keys and values of a recent block depend on the history that it saw itself when it was made, of which a
+    // window has a later state; those of the first layer do not.
+    a_window_is_the_packed_history(1, 1);
 }
 
 #[test]
@@ -209,6 +315,28 @@ fn what_does_not_fit_is_refused_by_name() -> Result<()> {
             .expect_err("it is refused")
             .to_string();
         assert!(said.contains("context: expected [batch, at most 4, 16]"), "{said}");
+    }
+    let stages = |strides: &[[usize; 3]]| CompressorConfig {
+        stages: strides.iter().map(|&stride| Stage { stride, channels: 8 }).collect(),
+    };
+    for (wrong, size, says) in [
+        (
+            stages(&[[2, 2, 2]]),
+            [4, 8, 8],
+            "strides in whole patches of [1, 4, 4], got [2, 2, 2]",
+        ),
+        (stages(&[[0, 4, 4]]), [4, 8, 8], "above 0"),
+        (
+            CompressorConfig::tiny(),
+            [4, 4, 8],
+            "latent: expected at least [4, 8, 8]",
+        ),
+    ] {
+        let said = wrong
+            .grid(&Config::tiny(3), size)
+            .expect_err("it is refused")
+            .to_string();
+        assert!(said.contains(says), "{said}");
     }
     for (wrong, says) in [
         (
