@@ -3,6 +3,7 @@
 
 use candle_core::Tensor;
 use packforcing::Grid;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -11,7 +12,7 @@ use crate::weights::Weights;
 
 /// One stage of the branch over the whole latent: a convolution whose kernel is its stride, which is a
 /// reshape and a product. What does not fill a kernel is left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stage {
     /// Frames, rows and columns that become one.
     pub stride: [usize; 3],
@@ -30,7 +31,7 @@ pub struct Stage {
 /// assert_eq!((mid.extents(), mid.tokens().0), ([2, 7, 13], 182));
 /// # Ok::<(), packforcing_video::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompressorConfig {
     /// In their order.
     pub stages: Vec<Stage>,

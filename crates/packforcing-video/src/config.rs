@@ -3,11 +3,12 @@
 use packforcing::Grid;
 use packforcing::Rope3d;
 use packforcing::cache::Heads;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// What the network gives; [`Model::velocity`](crate::Model::velocity) turns either into a velocity.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Prediction {
     /// The velocity, noise less clean latent: Wan2.1.
     #[default]
@@ -28,7 +29,7 @@ pub enum Prediction {
 ///     "latent: expected frames, rows and columns in whole patches of [1, 4, 4], got [4, 30, 32]");
 /// # Ok::<(), packforcing_video::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// Channels of the latent.
     pub channels: usize,

@@ -30,6 +30,15 @@ pub enum Error {
         fault: WeightsFault,
     },
 
+    /// A checkpoint that cannot be written, read, or gone on with.
+    #[error("{}: {reason}", file.display())]
+    Checkpoint {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+
     /// Of the kernels or the cache.
     #[error(transparent)]
     Packforcing(#[from] packforcing::Error),

@@ -20,6 +20,7 @@ mod compressor;
 mod config;
 mod error;
 mod model;
+pub mod train;
 mod weights;
 
 pub use attention::{Clip, FullHistory, Layout, Packed, SelfAttention, Window};

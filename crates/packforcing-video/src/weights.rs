@@ -69,6 +69,11 @@ impl FileWeights {
         })
     }
 
+    /// Whether a tensor of this name is there, after the prefix.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.get(&format!("{}{name}", self.prefix)).is_ok()
+    }
+
     /// Everything that was asked for and is not there, or is of another shape.
     ///
     /// # Errors

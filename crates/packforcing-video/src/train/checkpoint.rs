@@ -1,0 +1,185 @@
+//! Checkpoints: safetensors with a description of the model in the header. The averaged weights lie under the
+//! names of the model, so that a checkpoint of a run is a checkpoint to sample from.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::{Pair, TrainConfig, Trainer};
+use crate::compressor::{Compressor, CompressorConfig};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::weights::FileWeights;
+
+/// Name of the description in the header.
+const KEY: &str = "packforcing";
+/// Prefixes of what only training needs: weights and the optimizer's moments.
+const TRAINED: [&str; 3] = ["train.weight.", "train.mean.", "train.square."];
+
+/// What a checkpoint is one of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// Sizes of the model.
+    pub model: Config,
+    /// Sizes of the compressor.
+    pub compressor: CompressorConfig,
+    /// How it was trained.
+    pub train: TrainConfig,
+    /// Steps that were made.
+    pub steps: u64,
+    /// Rows and columns of the clips that it was trained on.
+    pub size: [usize; 2],
+    /// Where the clips came from, in words.
+    pub data: String,
+}
+
+/// A trained model, ready to sample.
+pub struct Checkpoint {
+    /// What it is.
+    pub description: Description,
+    /// With the averaged weights.
+    pub model: Model,
+    /// With the averaged weights.
+    pub compressor: Compressor,
+}
+
+impl Checkpoint {
+    /// Reads a checkpoint; its weights become `dtype` on `device`.
+    ///
+    /// # Errors
+    ///
+    /// A file that is no checkpoint, is cut short, of another shape than it says, or has a NaN.
+    pub fn open(file: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<Checkpoint> {
+        let file = file.as_ref();
+        let description = describe(file)?;
+        let mut weights = FileWeights::open(&[file], "", dtype, device)?;
+        let pair = Pair::new(&description.model, &description.compressor, &mut weights)?;
+        weights.finish()?;
+        Ok(Checkpoint {
+            description,
+            model: pair.model,
+            compressor: pair.compressor,
+        })
+    }
+}
+
+impl Trainer {
+    /// Writes everything that [`Trainer::resume`] needs, or without the `moments` what samples alone. The file is
+    /// there whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// A folder that cannot be written, a disk that is full.
+    pub fn save(&self, file: impl AsRef<Path>, size: [usize; 2], data: &str, moments: bool) -> Result<()> {
+        let file = file.as_ref();
+        let description = Description {
+            model: self.tracked.model.config().clone(),
+            compressor: self.tracked.compressor.config().clone(),
+            train: self.config.clone(),
+            steps: self.done,
+            size,
+            data: data.into(),
+        };
+        let mut tensors: HashMap<String, Tensor> = HashMap::new();
+        for p in &self.parameters {
+            tensors.insert(p.name.clone(), p.average.clone());
+            if moments {
+                let kept = [p.weight.as_detached_tensor(), p.mean.clone(), p.square.clone()];
+                let named = TRAINED.iter().map(|prefix| format!("{prefix}{}", p.name));
+                tensors.extend(named.zip(kept));
+            }
+        }
+        let fails = |e: &dyn std::fmt::Display| Error::Checkpoint {
+            file: file.into(),
+            reason: format!("not written: {e}"),
+        };
+        let text = serde_json::to_string(&description).map_err(|e| fails(&e))?;
+        let header = HashMap::from([(KEY.to_string(), text)]);
+        let mut part = file.as_os_str().to_os_string();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let written = safetensors::serialize_to_file(&tensors, Some(header), &part).map_err(|e| fails(&e));
+        let written = written.and_then(|()| std::fs::rename(&part, file).map_err(|e| fails(&e)));
+        if written.is_err() {
+            // Half a file is of no use, and an error about it neither.
+            let _ = std::fs::remove_file(&part);
+        }
+        written
+    }
+
+    /// Goes on where a checkpoint with moments was written.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::open`]; a checkpoint of another configuration, or one without moments.
+    pub fn resume(
+        file: impl AsRef<Path>,
+        model: &Config,
+        compressor: &CompressorConfig,
+        config: &TrainConfig,
+        device: &Device,
+    ) -> Result<Trainer> {
+        let file = file.as_ref();
+        let there = describe(file)?;
+        let refuse = |reason: String| {
+            let file = file.to_path_buf();
+            Err(Error::Checkpoint { file, reason })
+        };
+        if (&there.model, &there.compressor) != (model, compressor) {
+            return refuse(format!("of another model: {:?}, {:?}", there.model, there.compressor));
+        }
+        if there.train != *config {
+            return refuse(format!("trained another way: {:?} and not {config:?}", there.train));
+        }
+        let kept = FileWeights::open(&[file], "", DType::F32, device)?;
+        if !kept.has(&format!("{}proj_out.weight", TRAINED[0])) {
+            return refuse("it has no moments to go on from: it was written to sample".into());
+        }
+        drop(kept);
+        let mut weights = FileWeights::open(&[file], TRAINED[0], DType::F32, device)?;
+        let mut trainer = Trainer::from_weights(model, compressor, config, &mut weights, device)?;
+        weights.finish()?;
+        for (prefix, place) in [("", 0), (TRAINED[1], 1), (TRAINED[2], 2)] {
+            let mut weights = FileWeights::open(&[file], prefix, DType::F32, device)?;
+            for p in &mut trainer.parameters {
+                let tensor = crate::Weights::get(&mut weights, &p.name, p.weight.dims())?;
+                match place {
+                    0 => p.average = tensor,
+                    1 => p.mean = tensor,
+                    _ => p.square = tensor,
+                }
+            }
+            weights.finish()?;
+        }
+        trainer.done = there.steps;
+        Ok(trainer)
+    }
+}
+
+/// The description in a file's header.
+fn describe(file: &Path) -> Result<Description> {
+    use std::io::Read;
+    let fails = |reason: String| Error::Checkpoint {
+        file: file.into(),
+        reason,
+    };
+    let mut open = std::fs::File::open(file).map_err(|e| fails(e.to_string()))?;
+    let mut length = [0; 8];
+    let mut header = Vec::new();
+    let read = open.read_exact(&mut length).and_then(|()| {
+        let length = u64::from_le_bytes(length);
+        open.take(length.min(LONGEST)).read_to_end(&mut header)
+    });
+    read.map_err(|e| fails(format!("not a checkpoint: {e}")))?;
+    let header: serde_json::Value =
+        serde_json::from_slice(&header).map_err(|_| fails("not a checkpoint: no safetensors header".into()))?;
+    let text = header["__metadata__"][KEY].as_str();
+    let text = text.ok_or_else(|| fails("not a checkpoint of this project: its header does not describe it".into()))?;
+    serde_json::from_str(text).map_err(|e| fails(format!("its description is of another kind: {e}")))
+}
+
+/// No header is as long as this, in bytes.
+const LONGEST: u64 = 100_000_000;
