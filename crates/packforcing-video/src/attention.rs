@@ -76,7 +76,7 @@ impl SelfAttention for Clip {
     }
 }
 
-/// How many blocks a history laid out as in sampling has of each kind, before the one block that is made.
+/// How many blocks a history laid out as in sampling has of each kind, and the block that is made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Layout {
     /// Whole blocks from the beginning of the video.
@@ -85,17 +85,20 @@ pub struct Layout {
     pub mid: usize,
     /// The last blocks, whole.
     pub recent: usize,
+    /// Versions of the block that is made, at noise levels of their own; none sees another.
+    pub versions: usize,
 }
 
 /// A packed history in candle's own ops, which have a backward pass: what training sees is what [`Packed`] sees
-/// in sampling. Through the model go the sink, the recent blocks and the block that is made, one after the
-/// other; compressed blocks are there as keys and values alone.
+/// in sampling. Through the model go the sink, the recent blocks and all versions of the block that is made, one
+/// after the other; compressed blocks are there as keys and values alone.
 pub struct Window {
     rotation: Rotation,
+    layout: Layout,
+    /// Tokens of a whole block.
+    tokens: usize,
     /// For each layer rotated keys and values, `[batch, mid tokens of all blocks, heads, dim]`.
     mids: Vec<(Tensor, Tensor)>,
-    /// Added to the logits. `[tokens, tokens + mid tokens]`
-    mask: Tensor,
 }
 
 impl Window {
@@ -121,9 +124,12 @@ impl Window {
             sink,
             mid: count,
             recent,
+            versions,
         } = layout;
         // Packed: the compressed blocks stand between the sink and the recent ones, without gaps.
-        let streamed = (0..sink).chain(sink + count..sink + count + recent + 1);
+        let now = sink + count + recent;
+        let streamed = (0..sink).chain(sink + count..now);
+        let streamed = streamed.chain(std::iter::repeat_n(now, versions));
         let rotation = Rotation::new(rope, &streamed.flat_map(|n| at(block, n)).collect::<Vec<_>>(), device)?;
         let mids = match count {
             0 => Vec::new(),
@@ -134,31 +140,40 @@ impl Window {
                 layers.collect::<Result<_>>()?
             }
         };
+        Ok(Window {
+            rotation,
+            layout,
+            tokens: block.tokens().0,
+            mids,
+        })
+    }
 
-        let (tokens, mid_tokens) = (block.tokens().0, count * mid.tokens().0);
-        let (rows, width) = ((sink + recent + 1) * tokens, (sink + recent + 1) * tokens + mid_tokens);
-        let sees = |query: usize, key: usize| match key < rows {
-            true => key / tokens <= query / tokens,
-            // The sink is older than every compressed block.
-            false => query / tokens >= sink,
-        };
-        let mask = (0..rows * width).map(|i| match sees(i / width, i % width) {
-            true => 0f32,
-            false => f32::NEG_INFINITY,
-        });
-        let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (rows, width), device)?;
-        Ok(Window { rotation, mids, mask })
+    /// Keys or values that a streamed block sees, of those of all streamed blocks and of the compressed ones.
+    fn seen_by(&self, block: usize, all: &Tensor, mids: Option<&Tensor>) -> Result<Tensor> {
+        let past = (self.layout.sink + self.layout.recent).min(block);
+        let mut parts = vec![all.narrow(1, 0, past * self.tokens)?];
+        // The sink is older than every compressed block.
+        parts.extend(mids.filter(|_| block >= self.layout.sink).cloned());
+        parts.push(all.narrow(1, block * self.tokens, self.tokens)?);
+        if past == 0 {
+            parts.remove(0);
+        }
+        Tensor::cat(&parts, 1)
     }
 }
 
 impl SelfAttention for Window {
     fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (q, k) = (self.rotation.apply(q)?, self.rotation.apply(k)?);
-        let (k, v) = match self.mids.get(layer) {
-            Some((mid_k, mid_v)) => (Tensor::cat(&[&k, mid_k], 1)?, Tensor::cat(&[v, mid_v], 1)?),
-            None => (k, v.clone()),
-        };
-        softmax_attention(&q, &k, &v, Some(&self.mask))
+        let mids = self.mids.get(layer);
+        let blocks = self.layout.sink + self.layout.recent + self.layout.versions;
+        let each = (0..blocks).map(|block| {
+            let q = q.narrow(1, block * self.tokens, self.tokens)?;
+            let k = self.seen_by(block, &k, mids.map(|m| &m.0))?;
+            let v = self.seen_by(block, v, mids.map(|m| &m.1))?;
+            softmax_attention(&q, &k, &v, None)
+        });
+        Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 1)
     }
 }
 
@@ -320,8 +335,9 @@ impl Rotation {
 pub(crate) fn softmax_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     let heads = |x: &Tensor| x.transpose(1, 2)?.contiguous();
     let scale = (q.dim(D::Minus1)? as f64).sqrt().recip();
-    let (q, k, v) = (heads(q)?, heads(k)?, heads(v)?);
-    let logits = (q.matmul(&k.t()?)?.to_dtype(DType::F32)? * scale)?;
+    // Queries are fewer than logits.
+    let (q, k, v) = (heads(&(q * scale)?)?, heads(k)?, heads(v)?);
+    let logits = q.matmul(&k.t()?)?.to_dtype(DType::F32)?;
     let logits = match mask {
         Some(mask) => logits.broadcast_add(mask)?,
         None => logits,

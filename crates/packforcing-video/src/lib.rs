@@ -20,8 +20,10 @@ mod compressor;
 mod config;
 mod error;
 mod model;
+mod rng;
 pub mod train;
 mod weights;
+pub mod world;
 
 pub use attention::{Clip, FullHistory, Layout, Packed, SelfAttention, Window};
 pub use compressor::{Compressor, CompressorConfig, LowRes, Pooled, Stage};

@@ -120,7 +120,7 @@ impl Model {
         }
         let tokens = tokens.to_dtype(self.dtype())?;
         let tokens = tokens.pad_with_zeros(1, 0, config.context_len - dims[1])?;
-        let x = self.text[1].forward(&self.text[0].forward(&tokens)?.gelu()?)?;
+        let x = self.text[1].forward(&gelu(&self.text[0].forward(&tokens)?)?)?;
         let layers = self.layers.iter().map(|layer| layer.cross.keys_and_values(&x, config));
         Ok(Context {
             layers: layers.collect::<Result<_>>()?,
@@ -292,6 +292,14 @@ fn layer_norm(x: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(x.broadcast_div(&(variance + eps)?.sqrt()?)?)
 }
 
+/// With tanh, as Wan2.1 has it. Candle's own takes powers by `powf` on its way back, which costs more than the rest of a
+/// layer.
+fn gelu(x: &Tensor) -> candle_core::Result<Tensor> {
+    let slope = (2.0 / std::f64::consts::PI).sqrt();
+    let inner = (x.sqr()?.affine(0.044_715 * slope, slope)? * x)?;
+    inner.tanh()?.affine(0.5, 0.5)? * x
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     weight: Tensor, // [to, from]
@@ -425,6 +433,6 @@ impl Layer {
         let x = (x + self.cross.out.forward(&read.flatten_from(2)?)?)?;
 
         let normed = modulate(&layer_norm(&x, config.eps)?, &modulation, 3, dtype)?;
-        gated(&x, &self.down.forward(&self.up.forward(&normed)?.gelu()?)?, 5)
+        gated(&x, &self.down.forward(&gelu(&self.up.forward(&normed)?)?)?, 5)
     }
 }

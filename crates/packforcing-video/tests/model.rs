@@ -236,6 +236,7 @@ fn a_window_is_the_packed_history(layers: usize, recent: usize) {
             sink: 1,
             mid: 2,
             recent,
+            versions: 1,
         };
         let mut window = Window::new(&config.rope(), grid, mid, layout, &layers, cpu).expect("a window");
         let whole = history.iter().take(1).chain(&history[before - recent..]).chain([&last]);

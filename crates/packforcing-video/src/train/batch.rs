@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use super::TrainConfig;
 use crate::attention::Layout;
 use crate::error::{Error, Result};
+use crate::rng::Rng;
 use crate::weights::RandomWeights;
 
 /// A clip to learn from.
@@ -36,11 +37,12 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    pub fn layout(&self) -> Layout {
+    pub fn layout(&self, versions: usize) -> Layout {
         Layout {
             sink: self.sink.len(),
             mid: self.mids.len(),
             recent: self.recent.len(),
+            versions,
         }
     }
 }
@@ -49,9 +51,8 @@ pub(super) struct Batch {
     pub sample: Sample,
     /// The clean block. `[batch, channels, frames, rows, columns]`
     pub target: Tensor,
-    pub noise: Tensor,
-    /// `[batch, 1, 1, 1, 1]`
-    pub sigmas: Tensor,
+    /// Noise and noise levels (`[batch, 1, 1, 1, 1]`) of each version of it.
+    pub versions: Vec<(Tensor, Tensor)>,
     /// The history of the newest recent block, where the model is to make it.
     pub made: Option<Sample>,
     /// Noise for each of the steps that make it.
@@ -78,10 +79,9 @@ impl Choice {
 }
 
 impl Batch {
-    /// The batch of a step: clips, places and noise by the seed and the step's number.
-    pub fn draw(config: &TrainConfig, step: u64, clips: &impl Clips, device: &Device) -> Result<Batch> {
-        let mut rng = Rng(config.seed ^ (step + 1).wrapping_mul(0xD605_BBB5_8C8A_BBFD));
-        rng.bits();
+    /// The batch of a part of a step: clips, places and noise by the seed and the part's number.
+    pub fn draw(config: &TrainConfig, number: u64, clips: &impl Clips, device: &Device) -> Result<Batch> {
+        let mut rng = Rng::new(config.seed, number);
         let drawn: Vec<ShortClip> = (0..config.batch)
             .map(|_| clips.clip(rng.bits()))
             .collect::<Result<_>>()?;
@@ -91,7 +91,8 @@ impl Batch {
         let current = if rng.uniform() < FIRST { 0 } else { rng.below(blocks) };
         let sink = config.sink.min(current);
         let recent = config.recent.min(current - sink);
-        let makes = recent > 0 && step >= config.self_made_after && rng.uniform() < config.self_made;
+        let makes =
+            recent > 0 && number / config.parts as u64 >= config.self_made_after && rng.uniform() < config.self_made;
         // What it makes had one block more in its recent history, which is not there a second time, compressed.
         let more = usize::from(makes && current - recent > sink);
         let old = sink..current - recent - more;
@@ -117,12 +118,15 @@ impl Batch {
         };
         let target = block(config, &drawn, &vec![current; config.batch], device)?;
         let shifted = |u: f64| config.shift * u / (1.0 + (config.shift - 1.0) * u);
-        let sigmas: Vec<f64> = (0..config.batch).map(|_| shifted(rng.uniform())).collect();
+        let versions = (0..config.versions).map(|_| {
+            let sigmas: Vec<f64> = (0..config.batch).map(|_| shifted(rng.uniform())).collect();
+            Ok((random.normal(target.dims(), 1.0)?, column(&sigmas, device)?))
+        });
+        let versions = versions.collect::<Result<_>>()?;
         let steps = if makes { 1 + rng.below(2) } else { 0 };
         Ok(Batch {
             sample,
-            noise: random.normal(target.dims(), 1.0)?,
-            sigmas: column(&sigmas, device)?,
+            versions,
             made,
             made_noise: (0..steps)
                 .map(|_| random.normal(target.dims(), 1.0))
@@ -206,38 +210,4 @@ fn sample(
         recent: all(|c| &c.recent)?,
         context: Tensor::stack(&contexts, 0)?.to_device(device)?,
     })
-}
-
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-struct Rng(u64);
-
-impl Rng {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// In [0, 1).
-    fn uniform(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Below `n`, evenly enough; 0 for 0.
-    fn below(&mut self, n: usize) -> usize {
-        (self.bits() % n.max(1) as u64) as usize
-    }
-
-    /// `count` different numbers of a range, in order.
-    fn choose(&mut self, range: std::ops::Range<usize>, count: usize) -> Vec<usize> {
-        let mut left = count;
-        let all = range.len();
-        let kept = range.enumerate().filter(|(i, _)| {
-            let keep = left > 0 && self.below(all - i) < left;
-            left -= usize::from(keep);
-            keep
-        });
-        kept.map(|(_, number)| number).collect()
-    }
 }

@@ -24,7 +24,7 @@ pub use batch::{Clips, ShortClip};
 pub use checkpoint::{Checkpoint, Description};
 
 use batch::{Batch, Sample};
-use optimizer::Parameter;
+use optimizer::{Gradients, Parameter};
 
 /// How a model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,8 +33,13 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Steps of the whole run, which the learning rate falls over.
     pub steps: u64,
-    /// Clips in a step.
+    /// Threads of a step, each with clips and a layout of its own; their gradients are averaged. Part of what is
+    /// trained, not of the machine that does it.
+    pub parts: usize,
+    /// Clips in a part.
     pub batch: usize,
+    /// Noise levels of the one block that is learned of each clip: its history is computed once for all.
+    pub versions: usize,
     /// Frames of a block.
     pub block_frames: usize,
     /// Whole blocks from the beginning.
@@ -68,7 +73,9 @@ impl Default for TrainConfig {
         TrainConfig {
             seed: 1,
             steps: 20_000,
-            batch: 8,
+            parts: 2,
+            batch: 4,
+            versions: 3,
             block_frames: 4,
             sink: 1,
             selected: 4,
@@ -89,8 +96,11 @@ impl Default for TrainConfig {
 impl TrainConfig {
     fn check(&self) -> Result<()> {
         let refuse = |expected: &str, got: String| Err(Error::argument("train", expected, got));
-        if self.batch == 0 || self.block_frames == 0 || self.steps == 0 {
-            return refuse("a batch, steps and frames of a block above 0", format!("{self:?}"));
+        if [self.parts, self.batch, self.versions, self.block_frames].contains(&0) || self.steps == 0 {
+            return refuse(
+                "parts, a batch, versions, steps and frames of a block above 0",
+                format!("{self:?}"),
+            );
         }
         let numbers = [
             self.learning_rate,
@@ -184,10 +194,14 @@ impl Pair {
         })
     }
 
-    /// The clean latent of the sample's block at these noise levels, `[batch, 1, 1, 1, 1]`.
-    fn predict(&self, sample: &Sample, noisy: &Tensor, sigmas: &Tensor) -> Result<Tensor> {
+    /// The clean latents of versions of the sample's block, each noisy and with its noise levels,
+    /// `[batch, 1, 1, 1, 1]`.
+    fn predict(&self, sample: &Sample, versions: &[(&Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
         let model = &self.model;
-        let (batch, channels, frames, rows, cols) = noisy.dims5()?;
+        let Some((first, _)) = versions.first() else {
+            return Ok(Vec::new());
+        };
+        let (batch, channels, frames, rows, cols) = first.dims5()?;
         let latent = [frames, rows, cols];
         let (grid, mid) = (
             model.config().tokens(latent)?,
@@ -202,20 +216,41 @@ impl Pair {
                 model.keys_and_values(&tokens.reshape((batch, count * mid.tokens().0, ()))?)?
             }
         };
-        let layout = sample.layout();
-        let mut window = Window::new(&model.config().rope(), grid, mid, layout, &mids, noisy.device())?;
-        let whole: Vec<&Tensor> = sample.sink.iter().chain(&sample.recent).chain([noisy]).collect();
-        let past = frames * (whole.len() - 1);
-        let clean = Tensor::zeros((batch, past), DType::F32, noisy.device())?;
-        let now = (sigmas.reshape((batch, 1))?.broadcast_as((batch, frames))? * 1000.0)?;
-        let timesteps = Tensor::cat(&[&clean, &now.contiguous()?], 1)?;
-        let context = model.context(&sample.context)?;
-        let all = model.predict(&Tensor::cat(&whole, 2)?, &timesteps, &context, &mut window)?;
-        let now = all.narrow(2, past, frames)?;
-        match model.config().prediction {
-            Prediction::Clean => Ok(now),
-            Prediction::Velocity => Ok((noisy - now.broadcast_mul(sigmas)?)?),
+        let layout = sample.layout(versions.len());
+        let mut window = Window::new(&model.config().rope(), grid, mid, layout, &mids, first.device())?;
+        let history = sample.sink.iter().chain(&sample.recent);
+        let past = frames * (layout.sink + layout.recent);
+        let whole: Vec<&Tensor> = history.chain(versions.iter().map(|v| v.0)).collect();
+        let mut timesteps = vec![Tensor::zeros((batch, past), DType::F32, first.device())?];
+        for (_, sigmas) in versions {
+            let all = sigmas.reshape((batch, 1))?.broadcast_as((batch, frames))?;
+            timesteps.push((all * 1000.0)?);
         }
+        if past == 0 {
+            timesteps.remove(0);
+        }
+        let context = model.context(&sample.context)?;
+        let all = model.predict(
+            &Tensor::cat(&whole, 2)?,
+            &Tensor::cat(&timesteps, 1)?,
+            &context,
+            &mut window,
+        )?;
+        let each = versions.iter().enumerate().map(|(i, (noisy, sigmas))| {
+            let now = all.narrow(2, past + i * frames, frames)?;
+            match model.config().prediction {
+                Prediction::Clean => Ok(now),
+                Prediction::Velocity => Ok((*noisy - now.broadcast_mul(sigmas)?)?),
+            }
+        });
+        each.collect()
+    }
+
+    /// The one version at the same noise level in every clip.
+    fn predict_at(&self, sample: &Sample, noisy: &Tensor, sigma: f64) -> Result<Tensor> {
+        let sigmas = Tensor::full(sigma as f32, (noisy.dim(0)?, 1, 1, 1, 1), noisy.device())?;
+        let versions = self.predict(sample, &[(noisy, &sigmas)])?;
+        Ok(Tensor::cat(&versions, 0)?)
     }
 }
 
@@ -305,39 +340,69 @@ impl Trainer {
     /// # Errors
     ///
     /// Clips that are too short or do not fit, and a loss that is not finite: the weights are as they were.
-    pub fn step(&mut self, clips: &impl Clips) -> Result<Report> {
-        let (config, step) = (&self.config, self.done);
-        let mut batch = Batch::draw(config, step, clips, &self.device)?;
+    pub fn step(&mut self, clips: &(impl Clips + Sync)) -> Result<Report> {
+        let (step, parts) = (self.done, self.config.parts);
+        let this = &*self;
+        let done: Vec<Result<(f64, Gradients)>> = std::thread::scope(|scope| {
+            let part = |number| scope.spawn(move || this.part(number, clips));
+            let first = step * parts as u64;
+            let threads: Vec<_> = (first..first + parts as u64).map(part).collect();
+            let joined = threads.into_iter().map(|thread| match thread.join() {
+                Ok(done) => done,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.collect()
+        });
+        // In the order of their numbers: sums of floats depend on it.
+        let (mut loss, mut gradients) = (0.0, Gradients::default());
+        for part in done {
+            let (l, g) = part?;
+            loss += l / parts as f64;
+            gradients.add(g, 1.0 / parts as f64)?;
+        }
+        let gradient = gradients.norm()?;
+        if !loss.is_finite() || !gradient.is_finite() {
+            let got = format!("{loss}, gradients of norm {gradient}, at step {step}");
+            return Err(Error::argument("loss", "a finite number", got));
+        }
+        optimizer::update(&mut self.parameters, &gradients, &self.config, step, gradient)?;
+        self.done += 1;
+        Ok(Report { step, loss, gradient })
+    }
+
+    /// Loss and gradients of one part of a step; `number` counts those of all steps.
+    fn part(&self, number: u64, clips: &impl Clips) -> Result<(f64, Gradients)> {
+        let config = &self.config;
+        let mut batch = Batch::draw(config, number, clips, &self.device)?;
         if let Some(made) = &batch.made {
             // From noise, as in sampling, in one or two steps.
-            let mut x = self
-                .plain
-                .predict(made, &batch.made_noise[0], &ones(config.batch, &self.device)?)?;
+            let mut x = self.plain.predict_at(made, &batch.made_noise[0], 1.0)?;
             for noise in &batch.made_noise[1..] {
-                let sigmas = (ones(config.batch, &self.device)? * MADE_SIGMA)?;
                 let noisy = ((x * (1.0 - MADE_SIGMA))? + (noise * MADE_SIGMA)?)?;
-                x = self.plain.predict(made, &noisy, &sigmas)?;
+                x = self.plain.predict_at(made, &noisy, MADE_SIGMA)?;
             }
             if let Some(newest) = batch.sample.recent.last_mut() {
                 *newest = x.detach();
             }
         }
-        let (clean, sigmas) = (&batch.target, &batch.sigmas);
-        let noisy = (clean.broadcast_mul(&(1.0 - sigmas)?)? + batch.noise.broadcast_mul(sigmas)?)?;
-        let off = (self.tracked.predict(&batch.sample, &noisy, sigmas)? - clean)?;
+        let clean = &batch.target;
+        let noisy = batch.versions.iter().map(|(noise, sigmas)| {
+            let noisy = clean.broadcast_mul(&(1.0 - sigmas)?)? + noise.broadcast_mul(sigmas)?;
+            Ok((noisy?, sigmas))
+        });
+        let noisy: Vec<(Tensor, &Tensor)> = noisy.collect::<Result<_>>()?;
+        let noisy: Vec<(&Tensor, &Tensor)> = noisy.iter().map(|(noisy, sigmas)| (noisy, *sigmas)).collect();
+        let predicted = self.tracked.predict(&batch.sample, &noisy)?;
         // The error of the velocity is that of the clean latent by sigma: without a bound all but clean
         // samples, from which there is least to learn, would be nearly all of the loss.
-        let loss = off.broadcast_div(&sigmas.maximum(LEAST_SIGMA)?)?.sqr()?.mean_all()?;
-        let gradients = loss.backward()?;
-        let loss = f64::from(loss.to_scalar::<f32>()?);
-        let gradient = optimizer::norm(&self.parameters, &gradients)?;
-        if !loss.is_finite() || !gradient.is_finite() {
-            let got = format!("{loss}, gradients of norm {gradient}, at step {step}");
-            return Err(Error::argument("loss", "a finite number", got));
-        }
-        optimizer::update(&mut self.parameters, &gradients, config, step, gradient)?;
-        self.done += 1;
-        Ok(Report { step, loss, gradient })
+        let losses = predicted.iter().zip(&noisy).map(|(x, (_, sigmas))| {
+            let off = (x - clean)?.broadcast_div(&sigmas.maximum(LEAST_SIGMA)?)?;
+            Ok(off.sqr()?.mean_all()?)
+        });
+        let losses = losses.collect::<Result<Vec<_>>>()?;
+        let loss = Tensor::stack(&losses, 0)?.mean_all()?;
+        let gradients = Gradients::of(&self.parameters, &loss.backward()?);
+        Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
     }
 }
 
@@ -346,7 +411,3 @@ const LEAST_SIGMA: f64 = 0.1;
 
 /// The noise level of the second step, where the model makes a block of the history in two.
 const MADE_SIGMA: f64 = 0.75;
-
-fn ones(batch: usize, device: &Device) -> Result<Tensor> {
-    Ok(Tensor::ones((batch, 1, 1, 1, 1), DType::F32, device)?)
-}

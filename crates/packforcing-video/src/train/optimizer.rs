@@ -35,19 +35,45 @@ impl Parameter {
     }
 }
 
-/// L2 norm of all gradients together.
-pub(super) fn norm(parameters: &[Parameter], gradients: &GradStore) -> Result<f64> {
-    let mut sum = 0.0;
-    for gradient in parameters.iter().filter_map(|p| gradients.get(&p.weight)) {
-        sum += gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+/// One for each parameter that took part, in their order.
+#[derive(Default)]
+pub(super) struct Gradients(Vec<Option<Tensor>>);
+
+impl Gradients {
+    pub fn of(parameters: &[Parameter], store: &GradStore) -> Gradients {
+        let each = parameters.iter().map(|p| store.get(&p.weight).map(Tensor::detach));
+        Gradients(each.collect())
     }
-    Ok(sum.sqrt())
+
+    /// Adds a share of others.
+    pub fn add(&mut self, others: Gradients, share: f64) -> Result<()> {
+        self.0.resize(others.0.len(), None);
+        for (sum, other) in self.0.iter_mut().zip(others.0) {
+            if let Some(other) = other {
+                let other = (other * share)?;
+                *sum = Some(match sum.take() {
+                    Some(sum) => (sum + other)?,
+                    None => other,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// L2 norm of all together.
+    pub fn norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for gradient in self.0.iter().flatten() {
+            sum += gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        }
+        Ok(sum.sqrt())
+    }
 }
 
 /// A step of every weight that has a gradient, and of every average.
 pub(super) fn update(
     parameters: &mut [Parameter],
-    gradients: &GradStore,
+    gradients: &Gradients,
     config: &TrainConfig,
     step: u64,
     norm: f64,
@@ -57,10 +83,10 @@ pub(super) fn update(
     let [mean_left, square_left] = KEEP.map(|keep| 1.0 - keep.powf((step + 1) as f64));
     // The first weights are far from good: the average forgets them fast.
     let keep = config.ema.min((step + 1) as f64 / (step + 10) as f64);
-    for p in parameters {
+    for (p, gradient) in parameters.iter_mut().zip(&gradients.0) {
         let weight = p.weight.as_detached_tensor();
-        if let Some(gradient) = gradients.get(&p.weight) {
-            let gradient = (gradient.detach() * scale)?;
+        if let Some(gradient) = gradient {
+            let gradient = (gradient * scale)?;
             p.mean = ((&p.mean * KEEP[0])? + (&gradient * (1.0 - KEEP[0]))?)?;
             p.square = ((&p.square * KEEP[1])? + (gradient.sqr()? * (1.0 - KEEP[1]))?)?;
             let way = ((&p.mean / mean_left)? / ((&p.square / square_left)?.sqrt()? + EPS)?)?;
