@@ -74,6 +74,13 @@ pub fn draw(panels: &[Panel], legend: &Legend, width: usize, height: usize) -> R
     Ok(image)
 }
 
+/// Draws one panel alone.
+pub fn one(panel: &Panel, width: usize, height: usize) -> Result<Image> {
+    let mut image = Image::white(width, height);
+    draw_panel(panel, &area(&mut image)).map_err(|e| anyhow!("chart: {}: {e}", panel.title))?;
+    Ok(image)
+}
+
 /// Draws rectangles, the last on top, over two axes from 0 to `end`; the legend in the upper left.
 pub fn map(
     title: &str,

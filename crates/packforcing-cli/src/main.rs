@@ -1,10 +1,15 @@
 //! `packforcing`, the program.
 
 mod chart;
+mod device;
+mod evaluate;
 mod media;
 mod output;
 mod pack;
+mod progress;
 mod report;
+mod sample;
+mod train;
 
 use std::io;
 use std::process::ExitCode;
@@ -23,11 +28,20 @@ struct Cli {
 enum Command {
     /// Streams a video through the packed cache and shows what the packing keeps
     Pack(pack::Options),
+    /// Makes a long video with a model that was trained on short clips
+    Sample(sample::Options),
+    /// Trains a small model on short clips
+    Train(train::Options),
+    /// Measures how long videos still show what they began with
+    Evaluate(evaluate::Options),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Pack(options) => pack::run(&options),
+        Command::Sample(options) => sample::run(&options),
+        Command::Train(options) => train::run(&options),
+        Command::Evaluate(options) => evaluate::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -240,6 +240,11 @@ impl FullHistory {
         Ok(())
     }
 
+    /// Tokens of a block.
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
     /// Rotated keys and values of a layer, `[batch, tokens, heads, dim]`, of all blocks.
     pub fn layer(&self, layer: usize) -> Option<&(Tensor, Tensor)> {
         self.kept.get(layer)
@@ -291,10 +296,12 @@ fn places(grid: Grid, whole: [usize; 3], first: f64) -> Vec<[f64; 3]> {
         .collect()
 }
 
-/// Pairs of neighbours turned by time, row and column.
+/// Pairs of neighbours turned by time, row and column: `x cos + (x swap) sin`, where the swap of a pair (a, b) is
+/// (-b, a). As a product with a matrix it reads and writes numbers in their order, there and back.
 struct Rotation {
-    cos: Tensor, // [1, tokens, 1, dim / 2]
-    sin: Tensor,
+    cos: Tensor,  // [1, tokens, 1, dim]
+    sin: Tensor,  // [1, tokens, 1, dim]
+    swap: Tensor, // [dim, dim]
 }
 
 impl Rotation {
@@ -305,28 +312,34 @@ impl Rotation {
 
     /// Tokens at these times, rows and columns.
     fn new(rope: &Rope3d, places: &[[f64; 3]], device: &Device) -> Result<Rotation> {
-        let pairs = rope.dim() / 2;
+        let dim = rope.dim();
         let angles = |f: fn(f64) -> f64| {
             let turns = places
                 .iter()
-                .flat_map(|at| (0..pairs).map(move |pair| f(at[rope.axis(pair)] * rope.frequency(pair)) as f32));
-            Tensor::from_vec(turns.collect::<Vec<f32>>(), (1, places.len(), 1, pairs), device)
+                .flat_map(|at| (0..dim).map(move |i| f(at[rope.axis(i / 2)] * rope.frequency(i / 2)) as f32));
+            Tensor::from_vec(turns.collect::<Vec<f32>>(), (1, places.len(), 1, dim), device)
         };
+        let swap = (0..dim * dim).map(|i| match (i / dim, i % dim) {
+            (from, to) if from == to + 1 && to % 2 == 0 => -1f32,
+            (from, to) if to == from + 1 && from % 2 == 0 => 1.0,
+            _ => 0.0,
+        });
         Ok(Rotation {
             cos: angles(f64::cos)?,
             sin: angles(f64::sin)?,
+            swap: Tensor::from_vec(swap.collect::<Vec<f32>>(), (dim, dim), device)?,
         })
     }
 
     /// `x` is `[batch, tokens, heads, dim]`.
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, tokens, heads, dim) = x.dims4()?;
-        let pairs = x.to_dtype(DType::F32)?.reshape((batch, tokens, heads, dim / 2, 2))?;
-        let part = |i| pairs.narrow(4, i, 1)?.squeeze(4);
-        let (a, b) = (part(0)?, part(1)?);
-        let turn = |a: &Tensor, b: &Tensor| a.broadcast_mul(&self.cos)?.broadcast_add(&b.broadcast_mul(&self.sin)?);
-        let turned = Tensor::stack(&[turn(&a, &b.neg()?)?, turn(&b, &a)?], 4)?;
-        turned.reshape(x.shape())?.to_dtype(x.dtype())
+        let dim = x.dim(3)?;
+        let wide = x.to_dtype(DType::F32)?;
+        let swapped = wide.reshape(((), dim))?.matmul(&self.swap)?.reshape(x.shape())?;
+        // Whole, for every head: candle is slow where something is repeated between two dimensions.
+        let every = |t: &Tensor| t.broadcast_as((1, x.dim(1)?, x.dim(2)?, dim))?.contiguous();
+        let turned = wide.broadcast_mul(&every(&self.cos)?)? + swapped.broadcast_mul(&every(&self.sin)?)?;
+        turned?.to_dtype(x.dtype())
     }
 }
 

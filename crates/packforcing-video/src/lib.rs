@@ -21,6 +21,7 @@ mod config;
 mod error;
 mod model;
 mod rng;
+pub mod sample;
 pub mod train;
 mod weights;
 pub mod world;

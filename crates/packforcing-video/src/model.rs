@@ -280,8 +280,28 @@ fn by_frame(
 ) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     let count = frames.dim(1)?;
+    if frames.track_op() {
+        // Candle sums over what was repeated one number at a time; a product sums as it goes.
+        let of: Vec<f32> = (0..tokens * count)
+            .map(|i| f32::from(u8::from(i / count / (tokens / count) == i % count)))
+            .collect();
+        let of = Tensor::from_vec(of, (1, tokens, count), x.device())?;
+        let frames = frames.reshape((batch, count, width))?.contiguous()?;
+        let spread = of.broadcast_as((batch, tokens, count))?.matmul(&frames)?;
+        return Ok(join(x, &spread)?);
+    }
     let each = x.reshape((batch, count, tokens / count, width))?;
     Ok(join(&each, frames)?.reshape((batch, tokens, width))?)
+}
+
+/// A row `[width]` for each of so many, in f32, or one that stands for all.
+fn every(row: &Tensor, rows: usize) -> Result<Tensor> {
+    let row = row.to_dtype(DType::F32)?.unsqueeze(0)?;
+    match row.track_op() {
+        // As in `by_frame`.
+        true => Ok(Tensor::ones((rows, 1), DType::F32, row.device())?.matmul(&row)?),
+        false => Ok(row),
+    }
 }
 
 /// Without weights, in f32.
@@ -318,7 +338,8 @@ impl Linear {
         let rows = x.elem_count() / x.dim(D::Minus1)?;
         let mut shape = x.dims().to_vec();
         let flat = x.reshape((rows, x.dim(D::Minus1)?))?;
-        let out = flat.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?;
+        let out = flat.matmul(&self.weight.t()?)?;
+        let out = out.broadcast_add(&every(&self.bias, rows)?.to_dtype(out.dtype())?)?;
         if let Some(last) = shape.last_mut() {
             *last = out.dim(1)?;
         }
@@ -366,9 +387,15 @@ fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let wide = x.to_dtype(DType::F32)?;
     let square = wide.sqr()?.mean_keepdim(D::Minus1)?;
     let normed = wide.broadcast_div(&(square + eps)?.sqrt()?)?;
-    Ok(normed
-        .broadcast_mul(&weight.to_dtype(DType::F32)?)?
-        .to_dtype(x.dtype())?)
+    scaled(&normed, weight)?.to_dtype(x.dtype()).map_err(Error::from)
+}
+
+/// `x` (f32) times a row of its width.
+fn scaled(x: &Tensor, row: &Tensor) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    let flat = x.reshape(((), width))?;
+    let all = every(row, flat.dim(0)?)?;
+    Ok(flat.broadcast_mul(&all)?.reshape(x.shape())?)
 }
 
 fn heads(x: &Tensor, config: &Config) -> Result<Tensor> {
@@ -425,10 +452,13 @@ impl Layer {
         let seen = attention.attend(number, &q, &k, &v)?.flatten_from(2)?;
         let x = gated(x, &self.own.out.forward(&seen)?, 2)?;
 
-        let normed = layer_norm(&x, config.eps)?.broadcast_mul(&self.cross_norm.weight.to_dtype(DType::F32)?)?;
-        let normed = normed
-            .broadcast_add(&self.cross_norm.bias.to_dtype(DType::F32)?)?
-            .to_dtype(dtype)?;
+        let normed = scaled(&layer_norm(&x, config.eps)?, &self.cross_norm.weight)?;
+        let shift = every(&self.cross_norm.bias, normed.dim(0)? * normed.dim(1)?)?;
+        let shift = match self.cross_norm.bias.track_op() {
+            true => shift.reshape(normed.shape())?,
+            false => shift,
+        };
+        let normed = normed.broadcast_add(&shift)?.to_dtype(dtype)?;
         let read = softmax_attention(&self.cross.queries(&normed, config)?, context_k, context_v, None)?;
         let x = (x + self.cross.out.forward(&read.flatten_from(2)?)?)?;
 

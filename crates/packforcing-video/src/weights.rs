@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use candle_core::safetensors::MmapedSafetensors;
+use candle_core::safetensors::{BufferedSafetensors, MmapedSafetensors};
 use candle_core::{DType, Device, Tensor};
 use packforcing::ops::denoise_step::{Coefficients, Noise};
 use packforcing_candle::denoise_step;
@@ -25,13 +25,35 @@ pub trait Weights {
 /// Safetensors files, mapped into memory, under diffusers' names or those of the original Wan.
 pub struct FileWeights {
     file: std::path::PathBuf,
-    tensors: MmapedSafetensors,
+    tensors: Tensors,
     prefix: String,
     original: bool,
     dtype: DType,
     device: Device,
     missing: Vec<String>,
     wrong: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+enum Tensors {
+    Mapped(MmapedSafetensors),
+    Read(BufferedSafetensors),
+}
+
+impl Tensors {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let view = match self {
+            Tensors::Mapped(tensors) => tensors.get(name),
+            Tensors::Read(tensors) => tensors.get(name),
+        };
+        view.ok().map(|view| view.shape().to_vec())
+    }
+
+    fn load(&self, name: &str, device: &Device) -> candle_core::Result<Tensor> {
+        match self {
+            Tensors::Mapped(tensors) => tensors.load(name, device),
+            Tensors::Read(tensors) => tensors.load(name, device),
+        }
+    }
 }
 
 /// The one tensor that tells the schemes apart.
@@ -53,13 +75,33 @@ impl FileWeights {
         // names checkpoints, which nobody writes in place (ours are renamed into place). Their
         // headers are checked before anything is read.
         let tensors = unsafe { MmapedSafetensors::multi(files) };
+        FileWeights::new(file, tensors.map(Tensors::Mapped), prefix, dtype, device)
+    }
+
+    /// The same of one file that is in memory already, by this name in errors.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileWeights::open`].
+    pub fn from_bytes(name: &str, bytes: &[u8], dtype: DType, device: &Device) -> Result<FileWeights> {
+        let tensors = BufferedSafetensors::new(bytes.to_vec());
+        FileWeights::new(name.into(), tensors.map(Tensors::Read), "", dtype, device)
+    }
+
+    fn new(
+        file: std::path::PathBuf,
+        tensors: candle_core::Result<Tensors>,
+        prefix: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<FileWeights> {
         let tensors = tensors.map_err(|e| Error::Weights {
             file: file.clone(),
             fault: WeightsFault::Unreadable(e.to_string()),
         })?;
         Ok(FileWeights {
             file,
-            original: tensors.get(&format!("{prefix}{TELLING}")).is_ok(),
+            original: tensors.shape(&format!("{prefix}{TELLING}")).is_some(),
             tensors,
             prefix: prefix.into(),
             dtype,
@@ -71,7 +113,7 @@ impl FileWeights {
 
     /// Whether a tensor of this name is there, after the prefix.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.tensors.get(&format!("{}{name}", self.prefix)).is_ok()
+        self.tensors.shape(&format!("{}{name}", self.prefix)).is_some()
     }
 
     /// Everything that was asked for and is not there, or is of another shape.
@@ -102,12 +144,12 @@ impl Weights for FileWeights {
         };
         let here = format!("{}{here}", self.prefix);
         let stand_in = || Ok(Tensor::zeros(shape, self.dtype, &self.device)?);
-        let Ok(view) = self.tensors.get(&here) else {
+        let Some(there) = self.tensors.shape(&here) else {
             self.missing.push(here);
             return stand_in();
         };
-        if view.shape() != shape {
-            self.wrong.push((here, shape.to_vec(), view.shape().to_vec()));
+        if there != shape {
+            self.wrong.push((here, shape.to_vec(), there));
             return stand_in();
         }
         let tensor = self.tensors.load(&here, &self.device)?;

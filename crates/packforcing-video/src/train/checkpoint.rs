@@ -2,6 +2,7 @@
 //! names of the model, so that a checkpoint of a run is a checkpoint to sample from.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -12,7 +13,7 @@ use crate::compressor::{Compressor, CompressorConfig};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::weights::FileWeights;
+use crate::weights::{FileWeights, Weights};
 
 /// Name of the description in the header.
 const KEY: &str = "packforcing";
@@ -44,6 +45,17 @@ pub struct Checkpoint {
     pub model: Model,
     /// With the averaged weights.
     pub compressor: Compressor,
+    numbers: usize,
+}
+
+/// Weights that are counted on their way.
+struct Counted<W>(W, usize);
+
+impl<W: Weights> Weights for Counted<W> {
+    fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.1 += shape.iter().product::<usize>();
+        self.0.get(name, shape)
+    }
 }
 
 impl Checkpoint {
@@ -54,15 +66,35 @@ impl Checkpoint {
     /// A file that is no checkpoint, is cut short, of another shape than it says, or has a NaN.
     pub fn open(file: impl AsRef<Path>, dtype: DType, device: &Device) -> Result<Checkpoint> {
         let file = file.as_ref();
-        let description = describe(file)?;
-        let mut weights = FileWeights::open(&[file], "", dtype, device)?;
-        let pair = Pair::new(&description.model, &description.compressor, &mut weights)?;
+        Checkpoint::new(describe(file)?, FileWeights::open(&[file], "", dtype, device)?)
+    }
+
+    /// The same of a file that is in memory already, by this name in errors.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(name: &str, bytes: &[u8], dtype: DType, device: &Device) -> Result<Checkpoint> {
+        let description = read_description(name.as_ref(), bytes)?;
+        Checkpoint::new(description, FileWeights::from_bytes(name, bytes, dtype, device)?)
+    }
+
+    fn new(description: Description, weights: FileWeights) -> Result<Checkpoint> {
+        let mut counted = Counted(weights, 0);
+        let pair = Pair::new(&description.model, &description.compressor, &mut counted)?;
+        let Counted(weights, numbers) = counted;
         weights.finish()?;
         Ok(Checkpoint {
             description,
             model: pair.model,
             compressor: pair.compressor,
+            numbers,
         })
+    }
+
+    /// Numbers of model and compressor together.
+    pub fn numbers(&self) -> usize {
+        self.numbers
     }
 }
 
@@ -85,7 +117,9 @@ impl Trainer {
         };
         let mut tensors: HashMap<String, Tensor> = HashMap::new();
         for p in &self.parameters {
-            tensors.insert(p.name.clone(), p.average.clone());
+            // Half the bytes are enough to sample; to go on takes all.
+            let dtype = if moments { DType::F32 } else { DType::F16 };
+            tensors.insert(p.name.clone(), p.average.to_dtype(dtype)?);
             if moments {
                 let kept = [p.weight.as_detached_tensor(), p.mean.clone(), p.square.clone()];
                 let named = TRAINED.iter().map(|prefix| format!("{prefix}{}", p.name));
@@ -145,7 +179,7 @@ impl Trainer {
         for (prefix, place) in [("", 0), (TRAINED[1], 1), (TRAINED[2], 2)] {
             let mut weights = FileWeights::open(&[file], prefix, DType::F32, device)?;
             for p in &mut trainer.parameters {
-                let tensor = crate::Weights::get(&mut weights, &p.name, p.weight.dims())?;
+                let tensor = weights.get(&p.name, p.weight.dims())?;
                 match place {
                     0 => p.average = tensor,
                     1 => p.mean = tensor,
@@ -161,17 +195,23 @@ impl Trainer {
 
 /// The description in a file's header.
 fn describe(file: &Path) -> Result<Description> {
-    use std::io::Read;
+    let open = std::fs::File::open(file).map_err(|e| Error::Checkpoint {
+        file: file.into(),
+        reason: e.to_string(),
+    })?;
+    read_description(file, open)
+}
+
+fn read_description(file: &Path, mut from: impl Read) -> Result<Description> {
     let fails = |reason: String| Error::Checkpoint {
         file: file.into(),
         reason,
     };
-    let mut open = std::fs::File::open(file).map_err(|e| fails(e.to_string()))?;
     let mut length = [0; 8];
     let mut header = Vec::new();
-    let read = open.read_exact(&mut length).and_then(|()| {
+    let read = from.read_exact(&mut length).and_then(|()| {
         let length = u64::from_le_bytes(length);
-        open.take(length.min(LONGEST)).read_to_end(&mut header)
+        from.take(length.min(LONGEST)).read_to_end(&mut header)
     });
     read.map_err(|e| fails(format!("not a checkpoint: {e}")))?;
     let header: serde_json::Value =

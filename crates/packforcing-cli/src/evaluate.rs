@@ -1,0 +1,176 @@
+//! `evaluate`: how long a model's videos still show what they began with, over many scenes.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use packforcing_video::sample::{Generator, History, SampleConfig};
+use packforcing_video::train::Checkpoint;
+use packforcing_video::world::{self, FPS, Frame, Identity, Scene, Score, World, measure};
+use serde::Serialize;
+
+use crate::device::Wanted;
+use crate::{output, progress, sample};
+
+/// Options of `evaluate`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// A checkpoint that `train --synthetic` wrote; the built-in one otherwise
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// Scenes that the training has not seen
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    scenes: u64,
+    /// Length of a video
+    #[arg(long, value_name = "N", default_value_t = 5.0, value_parser = sample::seconds)]
+    seconds: f64,
+    /// Denoising steps of a block
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    steps: u64,
+    /// Histories that are compared
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "packed,window,sink-window")]
+    policies: Vec<sample::Policy>,
+    /// Where it runs
+    #[arg(long, value_enum, default_value_t = Wanted::Cpu)]
+    device: Wanted,
+    /// Writes evaluation.json into this folder
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// What one history gives.
+#[derive(Debug, Clone, Serialize)]
+struct Row {
+    history: History,
+    scenes: u64,
+    seconds: f64,
+    /// Colors, shapes and ways, over all frames made.
+    motion: f64,
+    /// Colors and shapes.
+    look: f64,
+    look_last_5_s: f64,
+    elapsed_seconds: f64,
+}
+
+/// Runs `evaluate`.
+pub fn run(options: &Options) -> Result<()> {
+    let checkpoint = sample::checkpoint(options.checkpoint.as_ref(), options.device)?;
+    let description = &checkpoint.description;
+    ensure!(
+        description.size == [world::ROWS, world::COLS],
+        "the model makes {} x {} pixels; only videos of the built-in world ({} x {}) can be measured",
+        description.size[1],
+        description.size[0],
+        world::COLS,
+        world::ROWS
+    );
+    if let Some(folder) = &options.out {
+        output::prepare(folder)?;
+    }
+    println!(
+        "{} scenes of {} s; share of lanes that are right",
+        options.scenes, options.seconds
+    );
+    println!("history       with motion   colors and shapes   in the last 5 s");
+    let mut rows = Vec::new();
+    for &policy in &options.policies {
+        let row = measure_policy(options, &checkpoint, policy.into())?;
+        println!(
+            "{:<13} {:10.1}%   {:16.1}%   {:14.1}%   ({:.0} s)",
+            serde_json::to_value(row.history)?.as_str().unwrap_or_default(),
+            100.0 * row.motion,
+            100.0 * row.look,
+            100.0 * row.look_last_5_s,
+            row.elapsed_seconds
+        );
+        rows.push(row);
+    }
+    if let Some(folder) = &options.out {
+        let mut json = serde_json::to_vec_pretty(&rows)?;
+        json.push(b'\n');
+        output::write(folder, "evaluation.json", &json)?;
+    }
+    Ok(())
+}
+
+/// All scenes, side by side.
+fn measure_policy(options: &Options, checkpoint: &Checkpoint, history: History) -> Result<Row> {
+    let begun = Instant::now();
+    let next = AtomicU64::new(0);
+    let bar = progress::bar(options.scenes as usize, "scenes");
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let done: Vec<Result<[Score; 3]>> = std::thread::scope(|scope| {
+        let work = || -> Result<[Score; 3]> {
+            let mut sums = [Score::default(); 3];
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= options.scenes {
+                    return Ok(sums);
+                }
+                let scores = measure_scene(options, checkpoint, history, number)?;
+                sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score);
+                bar.inc(1);
+            }
+        };
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let joined = all.into_iter().map(|thread| match thread.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        joined.collect()
+    });
+    bar.finish_and_clear();
+    let mut sums = [Score::default(); 3];
+    for scores in done {
+        sums.iter_mut().zip(scores?).for_each(|(sum, score)| *sum += score);
+    }
+    let [motion, look, last] = sums.map(|s| s.share());
+    Ok(Row {
+        history,
+        scenes: options.scenes,
+        seconds: options.seconds,
+        motion,
+        look,
+        look_last_5_s: last,
+        elapsed_seconds: begun.elapsed().as_secs_f64(),
+    })
+}
+
+/// With motion, by look, and by look in the last 5 seconds: of the frames that were made.
+fn measure_scene(options: &Options, checkpoint: &Checkpoint, history: History, number: u64) -> Result<[Score; 3]> {
+    let description = &checkpoint.description;
+    let device = checkpoint.model.device();
+    let scene = Scene::held_out(number);
+    let world = World {
+        context_dim: description.model.context_dim,
+    };
+    let config = SampleConfig {
+        history,
+        steps: options.steps as usize,
+        seed: number,
+        ..SampleConfig::of(description)
+    };
+    let context = world.context(scene.background, device)?.unsqueeze(0)?;
+    let mut generator = Generator::new(checkpoint, &context, &config)?;
+    let given = config.block_frames;
+    let mut frames: Vec<Frame> = (0..given).map(|frame| scene.frame(frame)).collect();
+    generator.append(&scene.clip(0, given, device)?)?;
+    let wanted = (options.seconds * FPS as f64).round() as usize;
+    while frames.len() < wanted {
+        let block = generator.next_block()?;
+        for i in 0..given {
+            frames.push(Frame::from_tensor(&block.narrow(1, i, 1)?.squeeze(1)?)?);
+        }
+    }
+    let total = |scores: &[Score]| {
+        let mut sum = Score::default();
+        scores.iter().for_each(|&s| sum += s);
+        sum
+    };
+    let motion = measure(&scene, 0, &frames, Identity::Motion);
+    let look = measure(&scene, 0, &frames, Identity::Look);
+    let last = look.len().saturating_sub(5 * FPS).max(given);
+    Ok([total(&motion[given..]), total(&look[given..]), total(&look[last..])])
+}
