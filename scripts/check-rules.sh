@@ -21,7 +21,9 @@ rule "reference.rs imports more of the crate than dtypes" \
 rule "something unfinished" \
   "$(git ls-files '*.rs' '*.cu' '*.cuh' '*.h' '*.cpp' | xargs grep -nE 'todo!\(|unimplemented!\(|#\[ignore|dbg!\(|FIXME' || true)"
 rule "a placeholder in the docs" "$(git ls-files '*.md' | xargs grep -nE '\b(TODO|TBD|FIXME)\b|^[A-Z]+_[A-Z]+$' || true)"
-rule "a large file" "$(git ls-files -z | xargs -0 du -k | awk '$1 > 3072 { print $1 " KB " $2 }')"
+# The checkpoint has 2.4 million numbers of two bytes.
+rule "a large file" "$(git ls-files -z | xargs -0 du -k \
+  | awk '$1 > ($2 == "data/gallery.safetensors" ? 5120 : 3072) { print $1 " KB " $2 }')"
 # The library's MSRV is a promise about its dependencies too; clippy checks the standard library.
 rule "a dependency that wants a newer Rust" "$(cargo metadata --format-version 1 --filter-platform x86_64-unknown-linux-gnu \
   | python3 scripts/check-msrv.py)"

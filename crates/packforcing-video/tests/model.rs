@@ -372,3 +372,23 @@ fn what_does_not_fit_is_refused_by_name() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn half_precision_is_near() {
+    let model = |dtype| {
+        let mut weights = RandomWeights::new(1, dtype, &Device::Cpu).expect("the CPU");
+        Model::new(&Config::tiny(3), &mut weights).expect("a model")
+    };
+    let latent = normal(2, &[2, 3, 4, 16, 16]);
+    let timesteps = Tensor::new(&[500f32, 750.0], &Device::Cpu).expect("two numbers");
+    let velocity = |dtype| {
+        let model = model(dtype);
+        assert_eq!(model.dtype(), dtype);
+        let velocity = model.velocity(&latent, &timesteps, &context(&model, 2), &mut clip(&model, [4, 16, 16]));
+        velocity.expect("a velocity")
+    };
+    let (wide, narrow) = (velocity(DType::F32), velocity(DType::BF16));
+    assert_eq!(narrow.dtype(), DType::F32, "as the latent");
+    let off = largest(&(&wide - &narrow).expect("one shape")) / largest(&wide);
+    assert!(off > 0.0 && off < 0.03, "{off}");
+}

@@ -227,3 +227,101 @@ impl GifWriter {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(count: usize) -> Vec<Image> {
+        let frame = |n: usize| Image {
+            width: 6,
+            height: 4,
+            rgb: (0..24)
+                .flat_map(|i| [40 * (i % 6) as u8, 60 * (i / 6) as u8, 20 * n as u8])
+                .collect(),
+        };
+        (0..count).map(frame).collect()
+    }
+
+    fn path(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("packforcing-movie-{}-{name}", std::process::id()))
+    }
+
+    /// Largest difference of two films.
+    fn apart(a: &[Image], b: &[Image]) -> u8 {
+        assert_eq!(a.len(), b.len());
+        let pairs = a.iter().zip(b).flat_map(|(a, b)| a.rgb.iter().zip(&b.rgb));
+        pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn a_y4m_file_comes_back() {
+        let (path, frames) = (path("a.y4m"), frames(5));
+        let mut writer = Y4mWriter::create(&path, (6, 4), 8).unwrap();
+        writer.write(&frames[..2]).unwrap();
+        assert_eq!(
+            Movie::open(&path).unwrap().frames.len(),
+            2,
+            "it can be read while it grows"
+        );
+        writer.write(&frames[2..]).unwrap();
+        let movie = Movie::open(&path).unwrap();
+        assert_eq!(movie.size(), (6, 4));
+        assert!(apart(&movie.frames, &frames) <= 2, "{}", apart(&movie.frames, &frames));
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_gif_file_comes_back_larger_and_is_whole_at_any_time() {
+        let (path, frames) = (path("a.gif"), frames(9));
+        let mut writer = GifWriter::create(&path, (6, 4), 3, 8).unwrap();
+        for part in frames.chunks(4) {
+            writer.write(part).unwrap();
+            assert_eq!(fs::read(&path).unwrap().last(), Some(&0x3B));
+        }
+        let movie = Movie::open(&path).unwrap();
+        assert_eq!((movie.frames.len(), movie.size()), (9, (18, 12)));
+        for (large, small) in movie.frames.iter().zip(&frames) {
+            let mut zoomed = Image::white(18, 12);
+            zoomed.paste(small, 0, 0, 3);
+            assert!(apart(std::slice::from_ref(large), &[zoomed]) <= 8);
+        }
+        // 8 frames take a second.
+        drop(writer);
+        let mut decoder = gif::DecodeOptions::new().read_info(File::open(&path).unwrap()).unwrap();
+        let mut delays = Vec::new();
+        while let Some(frame) = decoder.read_next_frame().unwrap() {
+            delays.push(frame.delay);
+        }
+        assert_eq!(delays[..8].iter().sum::<u16>(), 100);
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_film_is_refused() {
+        let refused = |bytes: &[u8], told: &str| {
+            let error = Movie::parse(bytes.to_vec())
+                .err()
+                .map(|e| format!("{e:#}"))
+                .unwrap_or_default();
+            assert!(error.contains(told), "{told}: {error}");
+        };
+        refused(b"", "neither a y4m nor a gif file");
+        refused(b"RIFF", "neither a y4m nor a gif file");
+        refused(b"YUV4MPEG2 W6 H4 F8:1\nFRAME\nabc", "frame 0 is cut off");
+        refused(b"GIF89a", "not a gif that can be read");
+        let path = path("b.gif");
+        GifWriter::create(&path, (6, 4), 1, 8)
+            .unwrap()
+            .write(&frames(3))
+            .unwrap();
+        let bytes = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        refused(&bytes[..bytes.len() - 40], "frame");
+        assert!(
+            Movie::open(&path)
+                .err()
+                .is_some_and(|e| format!("{e:#}").contains("b.gif"))
+        );
+    }
+}

@@ -25,9 +25,9 @@ const MODEL: &str = "model.safetensors";
 
 /// Options of `train`.
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("data").required(true).args(["clips", "synthetic"])))]
 pub struct Options {
     /// A folder of clips, y4m or gif, all of one size
-    #[arg(required_unless_present = "synthetic", conflicts_with = "synthetic")]
     clips: Option<PathBuf>,
     /// Clips of the built-in world, whose truth is known: 5 seconds at 8 frames a second, without end
     #[arg(long)]

@@ -49,9 +49,9 @@ pub struct Checkpoint {
 }
 
 /// Weights that are counted on their way.
-struct Counted<W>(W, usize);
+struct Counted<'w, W>(&'w mut W, usize);
 
-impl<W: Weights> Weights for Counted<W> {
+impl<W: Weights> Weights for Counted<'_, W> {
     fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.1 += shape.iter().product::<usize>();
         self.0.get(name, shape)
@@ -79,16 +79,25 @@ impl Checkpoint {
         Checkpoint::new(description, FileWeights::from_bytes(name, bytes, dtype, device)?)
     }
 
-    fn new(description: Description, weights: FileWeights) -> Result<Checkpoint> {
+    fn new(description: Description, mut weights: FileWeights) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::from_weights(&description, &mut weights)?;
+        weights.finish()?;
+        Ok(checkpoint)
+    }
+
+    /// A model of any weights, random ones for example.
+    ///
+    /// # Errors
+    ///
+    /// Sizes that make no sense, and what `weights` reports.
+    pub fn from_weights(description: &Description, weights: &mut impl Weights) -> Result<Checkpoint> {
         let mut counted = Counted(weights, 0);
         let pair = Pair::new(&description.model, &description.compressor, &mut counted)?;
-        let Counted(weights, numbers) = counted;
-        weights.finish()?;
         Ok(Checkpoint {
-            description,
+            description: description.clone(),
             model: pair.model,
             compressor: pair.compressor,
-            numbers,
+            numbers: counted.1,
         })
     }
 

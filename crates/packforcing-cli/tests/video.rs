@@ -1,0 +1,444 @@
+//! `packforcing train`, `sample` and `evaluate`, run as a user runs them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A folder of this test's own.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.at(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_packforcing"));
+        command.current_dir(&self.0).args(arguments);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// What it printed.
+    fn succeeds(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// It says all of this in one error, and leaves the folder as it was.
+    fn refuses(&self, arguments: &[&str], told: &[&str]) {
+        let before = self.listing();
+        let output = self.run(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
+        assert!(told.iter().all(|t| stderr.contains(t)), "{arguments:?}: {stderr}");
+        assert_eq!(self.listing(), before, "{arguments:?}");
+    }
+
+    /// Files of the folder and one below, with what is in them.
+    fn listing(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.0.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.is_file() {
+                    found.push((path.clone(), fs::read(path).unwrap()));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    fn report(&self, out: &str) -> Value {
+        serde_json::from_slice(&self.read(&format!("{out}/report.json"))).unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Frames of one color each.
+fn clip(width: usize, height: usize, frames: usize) -> Vec<u8> {
+    let mut file = format!("YUV4MPEG2 W{width} H{height} F8:1 C444 XCOLORRANGE=FULL\n").into_bytes();
+    for frame in 0..frames {
+        file.extend(b"FRAME\n");
+        for plane in [60 + frame % 100, 128, 140] {
+            file.extend(vec![plane as u8; width * height]);
+        }
+    }
+    file
+}
+
+const TRAIN: [&str; 8] = [
+    "train",
+    "--synthetic",
+    "--steps",
+    "6",
+    "--batch",
+    "1",
+    "--save-every",
+    "2",
+];
+
+fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    TRAIN.iter().copied().chain(more.iter().copied()).collect()
+}
+
+/// A run that is killed goes on from its last checkpoint, and ends as one that was not: model and losses.
+#[test]
+fn training_recovers_from_a_kill() {
+    let folder = Folder::new("train-kill");
+    let told = folder.succeeds(&train(&["--out", "whole"]));
+    assert!(
+        told.contains("2.4 million numbers") && told.contains("step 6: loss"),
+        "{told}"
+    );
+    for name in ["model.safetensors", "run.safetensors", "losses.csv", "loss.png"] {
+        assert!(!folder.read(&format!("whole/{name}")).is_empty());
+    }
+    assert_eq!(
+        folder.read("whole/losses.csv").iter().filter(|&&b| b == b'\n').count(),
+        7
+    );
+
+    let mut child = folder
+        .command(&train(&["--out", "killed"]))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !folder.at("killed/model.safetensors").exists() && begun.elapsed() < Duration::from_secs(300) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(folder.at("killed/run.safetensors").exists());
+    // A second run does not write over the first.
+    folder.refuses(&train(&["--out", "killed"]), &["run.safetensors", "--resume"]);
+    folder.refuses(
+        &train(&["--out", "killed", "--resume", "--seed", "2"]),
+        &["run.safetensors", "seed: 2"],
+    );
+    folder.succeeds(&train(&["--out", "killed", "--resume"]));
+    assert!(folder.read("killed/model.safetensors") == folder.read("whole/model.safetensors"));
+    assert_eq!(folder.read("killed/losses.csv"), folder.read("whole/losses.csv"));
+}
+
+#[test]
+fn training_reads_a_folder_of_clips() {
+    let folder = Folder::new("train-folder");
+    fs::create_dir(folder.at("clips")).unwrap();
+    let options = [
+        "train", "clips", "--steps", "2", "--batch", "1", "--frames", "12", "--out", "out",
+    ];
+    folder.refuses(&options, &["clips", "no clips"]);
+    folder.refuses(&["train", "nowhere", "--out", "out"], &["nowhere"]);
+    fs::write(folder.at("clips/a.y4m"), clip(16, 8, 20)).unwrap();
+    fs::write(folder.at("clips/notes.txt"), "not a clip").unwrap();
+
+    fs::write(folder.at("clips/b.y4m"), clip(16, 16, 20)).unwrap();
+    folder.refuses(&options, &["b.y4m", "16 x 16", "a.y4m has 16 x 8"]);
+    fs::write(folder.at("clips/b.y4m"), clip(16, 8, 11)).unwrap();
+    folder.refuses(&options, &["b.y4m", "11 frames are too few"]);
+    fs::write(folder.at("clips/b.y4m"), &clip(16, 8, 20)[..5000]).unwrap();
+    folder.refuses(&options, &["b.y4m", "cut off"]);
+    fs::write(folder.at("clips/b.y4m"), "hello").unwrap();
+    folder.refuses(&options, &["b.y4m", "neither a y4m nor a gif"]);
+    fs::remove_file(folder.at("clips/b.y4m")).unwrap();
+
+    let told = folder.succeeds(&options);
+    assert!(
+        told.contains("1 clips of clips") && told.contains("16 x 8 pixels"),
+        "{told}"
+    );
+    // What it learned samples, from noise and from a clip of that size.
+    let sample = [
+        "sample",
+        "--checkpoint",
+        "out/model.safetensors",
+        "--seconds",
+        "2",
+        "--steps",
+        "1",
+        "--out",
+        "video",
+    ];
+    let told = folder.succeeds(&sample);
+    assert!(told.contains("from noise"), "{told}");
+    let mut start = sample.to_vec();
+    start.extend(["--start", "clips/a.y4m"]);
+    assert!(folder.succeeds(&start).contains("from clips/a.y4m"));
+    // Its first frames are those of the clip.
+    assert!(folder.read("video/video.y4m").len() > 16 * 16 * 8 * 3);
+    folder.refuses(
+        &["evaluate", "--checkpoint", "out/model.safetensors"],
+        &["16 x 8 pixels", "32 x 24"],
+    );
+    // Clips that no model of this kind takes.
+    fs::write(folder.at("clips/a.y4m"), clip(18, 8, 20)).unwrap();
+    folder.refuses(
+        &["train", "clips", "--frames", "12", "--out", "other"],
+        &["whole patches"],
+    );
+}
+
+#[test]
+fn a_video_says_what_it_is() {
+    let folder = Folder::new("sample");
+    let told = folder.succeeds(&[
+        "sample",
+        "--seconds",
+        "8",
+        "--steps",
+        "2",
+        "--out",
+        "a",
+        "--compare",
+        "--png",
+    ]);
+    assert!(told.contains("64 frames") && told.contains("identity"), "{told}");
+    let report = folder.report("a");
+    assert_eq!(
+        (report["frames"].as_u64(), report["seconds"].as_f64()),
+        (Some(64), Some(8.0))
+    );
+    assert!(report["fps"].as_f64().unwrap() > 0.0);
+    for of_blocks in ["cache_bytes", "context_tokens", "ms_per_block", "resident_bytes"] {
+        assert_eq!(report[of_blocks].as_array().map(Vec::len), Some(16), "{of_blocks}");
+    }
+    let bytes = report["cache_bytes"].as_array().unwrap();
+    assert!(bytes.iter().all(|b| *b == bytes[0]) && bytes[0].as_u64() > Some(0));
+    let tokens: Vec<u64> = report["context_tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_u64)
+        .collect();
+    assert!(tokens.windows(2).all(|t| t[0] <= t[1]) && tokens[14] == tokens[15]);
+    let shares = report["time_shares"].as_object().unwrap();
+    let sum: f64 = shares.values().filter_map(Value::as_f64).sum();
+    assert!((sum - 1.0).abs() < 1e-9 && shares.len() == 5, "{shares:?}");
+    assert_eq!(report["identity"]["look_by_second"].as_array().map(Vec::len), Some(8));
+    assert!(report["full_history"]["times_larger"].as_f64().unwrap() > 0.1);
+
+    let y4m = folder.read("a/video.y4m");
+    let header = y4m.iter().position(|&b| b == b'\n').unwrap() + 1;
+    assert_eq!(y4m.len() - header, 64 * (6 + 3 * 24 * 32));
+    let gif = folder.read("a/video.gif");
+    assert!(gif.starts_with(b"GIF89a") && gif.ends_with(&[0x3B]));
+    for name in ["chart.png", "frames.png", "frame-000000.png", "frame-000063.png"] {
+        assert!(folder.read(&format!("a/{name}")).starts_with(b"\x89PNG"));
+    }
+
+    // One seed is one video, another seed another; so are policies and compressions.
+    let video = |out: &str, more: &[&str]| {
+        let mut all = vec!["sample", "--seconds", "5", "--steps", "2", "--out", out];
+        all.extend(more);
+        folder.succeeds(&all);
+        folder.read(&format!("{out}/video.y4m"))
+    };
+    let first = video("b", &[]);
+    assert!(
+        y4m.starts_with(&first),
+        "a shorter video is the beginning of a longer one"
+    );
+    let ways: [&[&str]; 7] = [
+        &["--seed", "2"],
+        &["--noise"],
+        &["--policy", "window"],
+        &["--policy", "sink-window"],
+        &["--policy", "full"],
+        &["--compression", "mean"],
+        &["--compression", "match"],
+    ];
+    let mut seen = vec![first];
+    for way in ways {
+        let video = video("c", way);
+        assert!(!seen.contains(&video), "{way:?}");
+        seen.push(video);
+    }
+    assert_eq!(video("c", &["--selected", "0"]).len(), seen[0].len());
+}
+
+/// Interrupted at any byte, a video can be played as far as it got, and goes on as if nothing had happened.
+#[test]
+fn a_video_goes_on_where_it_was_cut() {
+    let folder = Folder::new("resume");
+    let sample = |out: &'static str, more: &[&'static str]| {
+        let mut all = vec!["sample", "--seconds", "6", "--steps", "2", "--out", out];
+        all.extend(more);
+        all
+    };
+    folder.succeeds(&sample("whole", &[]));
+    let mut child = folder
+        .command(&["sample", "--seconds", "600", "--steps", "2", "--out", "cut"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (frame, begun) = (6 + 3 * 24 * 32, Instant::now());
+    let written = || fs::metadata(folder.at("cut/video.y4m")).map_or(0, |m| m.len() as usize);
+    while written() < 12 * frame && begun.elapsed() < Duration::from_secs(300) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(folder.read("cut/video.gif").starts_with(b"GIF89a"));
+    // What was killed may have half a block; here it has for certain.
+    let blocks = folder.read("cut/blocks.f32");
+    let block = 4 * 4 * 3 * 24 * 32;
+    assert!(blocks.len() >= 3 * block, "{}", blocks.len());
+    fs::write(folder.at("cut/blocks.f32"), &blocks[..2 * block + 100]).unwrap();
+
+    folder.refuses(
+        &sample("cut", &["--resume", "--seed", "3"]),
+        &["state.json", "seed 1 and not 3"],
+    );
+    folder.refuses(
+        &sample("cut", &["--resume", "--policy", "window"]),
+        &["state.json", "history"],
+    );
+    folder.refuses(&sample("nothing", &["--resume"]), &["nothing/state.json"]);
+    folder.succeeds(&sample("cut", &["--resume"]));
+    for name in ["video.y4m", "video.gif", "blocks.f32", "frames.png"] {
+        assert!(
+            folder.read(&format!("cut/{name}")) == folder.read(&format!("whole/{name}")),
+            "{name}"
+        );
+    }
+    // A finished one goes on too.
+    let mut longer = sample("cut", &["--resume"]);
+    longer[2] = "7";
+    folder.succeeds(&longer);
+    assert_eq!(folder.report("cut")["frames"], 56);
+}
+
+#[test]
+fn bad_input_is_named() {
+    let folder = Folder::new("bad");
+    let start = |name: &'static str| ["sample", "--seconds", "2", "--out", "out", "--start", name];
+    folder.refuses(&start("none.y4m"), &["none.y4m"]);
+    for (name, bytes, told) in [
+        ("short.y4m", clip(32, 24, 3), "3 frames are too few"),
+        (
+            "size.y4m",
+            clip(16, 24, 8),
+            "16 x 24 pixels, and the model makes 32 x 24",
+        ),
+        ("cut.y4m", clip(32, 24, 8)[..9000].to_vec(), "cut off"),
+        ("text.gif", b"hello".to_vec(), "neither a y4m nor a gif"),
+    ] {
+        fs::write(folder.at(name), bytes).unwrap();
+        folder.refuses(&start(name), &[name, told]);
+    }
+    fs::write(folder.at("good.y4m"), clip(32, 24, 8)).unwrap();
+    folder.succeeds(&start("good.y4m"));
+
+    let shipped = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/gallery.safetensors")).unwrap();
+    let checkpoint = |name: &'static str| ["sample", "--seconds", "2", "--out", "new", "--checkpoint", name];
+    let header = 8 + u64::from_le_bytes(shipped[..8].try_into().unwrap()) as usize;
+    let mut nan = shipped.clone();
+    nan[header + 1000..header + 1002].copy_from_slice(&[0x00, 0x7E]); // of f16
+    let text = String::from_utf8(shipped[8..header].to_vec()).unwrap();
+    let wider = text.replacen("\\\"heads\\\":3", "\\\"heads\\\":4", 1);
+    assert_ne!(wider, text);
+    let wider = [&shipped[..8], wider.as_bytes(), &shipped[header..]].concat();
+    for (name, bytes, told) in [
+        ("cut.safetensors", shipped[..shipped.len() / 2].to_vec(), "safetensors"),
+        ("empty.safetensors", Vec::new(), "not a checkpoint"),
+        ("nan.safetensors", nan, "not finite"),
+        ("shape.safetensors", wider, "of another shape"),
+        (
+            "text.safetensors",
+            b"hello, this is not a checkpoint".to_vec(),
+            "not a checkpoint",
+        ),
+    ] {
+        fs::write(folder.at(name), bytes).unwrap();
+        folder.refuses(&checkpoint(name), &[name, told]);
+    }
+    folder.refuses(&checkpoint("none.safetensors"), &["none.safetensors"]);
+    folder.refuses(
+        &["sample", "--seconds", "0.2", "--out", "new"],
+        &["--seconds 0.2", "4 frames"],
+    );
+    folder.refuses(&["sample", "--seconds", "no"], &["--seconds"]);
+    folder.refuses(&["sample", "--steps", "0"], &["--steps"]);
+    folder.refuses(&["sample", "--device", "cuda", "--out", "new"], &["--device cuda"]);
+    folder.refuses(&["sample", "--selected", "99", "--out", "new"], &["archive"]);
+    folder.refuses(&["train", "--out", "new"], &["--synthetic"]);
+    folder.refuses(&["train", "--synthetic", "--batch", "0", "--out", "new2"], &["batch"]);
+}
+
+/// A device that has no room stands in for a full disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named() {
+    let folder = Folder::new("full");
+    for name in ["video.y4m", "video.gif", "blocks.f32"] {
+        let out = folder.at("out");
+        fs::create_dir(&out).unwrap();
+        std::os::unix::fs::symlink("/dev/full", out.join(name)).unwrap();
+        let output = folder.run(&["sample", "--seconds", "2", "--steps", "1", "--out", "out"]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && !stderr.contains("panicked"), "{stderr}");
+        assert!(
+            stderr.contains(name) && stderr.contains("No space left"),
+            "{name}: {stderr}"
+        );
+        fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+#[test]
+fn scenes_are_measured() {
+    let folder = Folder::new("evaluate");
+    let told = folder.succeeds(&[
+        "evaluate",
+        "--scenes",
+        "2",
+        "--seconds",
+        "2",
+        "--steps",
+        "2",
+        "--out",
+        "out",
+    ]);
+    assert!(told.contains("sink-window"), "{told}");
+    let rows: Value = serde_json::from_slice(&folder.read("out/evaluation.json")).unwrap();
+    let rows = rows.as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|r| r["history"].as_str().unwrap()).collect();
+    assert_eq!(names, ["packed", "window", "sink-window"]);
+    for row in rows {
+        let share = |name: &str| row[name].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&share("motion")) && (0.0..=1.0).contains(&share("look")));
+        assert!(share("motion") <= share("look") + 0.2);
+    }
+}
