@@ -51,6 +51,12 @@ pub struct Config {
     pub freq_dim: usize,
     /// Of the layer and RMS norms.
     pub eps: f64,
+    /// Base of the frequencies by which queries and keys turn. Wan2.1's 10,000 is for frames of many tokens; in
+    /// small ones most pairs would hardly turn.
+    pub rope_theta: f64,
+    /// Cosines along rows, and as many along columns, that tell a token its place in the frame. Wan2.1 has
+    /// none: it sees places relative to one another alone, not where a frame ends.
+    pub place_waves: usize,
     /// What the network gives.
     pub prediction: Prediction,
 }
@@ -70,6 +76,8 @@ impl Config {
             context_len: 512,
             freq_dim: 256,
             eps: 1e-6,
+            rope_theta: 1e4,
+            place_waves: 0,
             prediction: Prediction::Velocity,
         }
     }
@@ -88,6 +96,8 @@ impl Config {
             context_len: 4,
             freq_dim: 64,
             eps: 1e-6,
+            rope_theta: 100.0,
+            place_waves: 8,
             prediction: Prediction::Clean,
         }
     }
@@ -111,9 +121,13 @@ impl Config {
         }
     }
 
-    /// The rotation of queries and keys.
-    pub fn rope(&self) -> Rope3d {
-        Rope3d::wan(self.head_dim)
+    /// The rotation of queries and keys: Wan2.1's split of a head.
+    ///
+    /// # Errors
+    ///
+    /// A theta that is none.
+    pub fn rope(&self) -> Result<Rope3d> {
+        Ok(Rope3d::new(Rope3d::wan(self.head_dim).pairs(), self.rope_theta)?)
     }
 
     /// Tokens of a latent of so many frames, rows and columns.

@@ -27,7 +27,7 @@ const MODULATION: usize = 6;
 /// let context = model.context(&Tensor::zeros((1, 4, 16), DType::F32, &Device::Cpu)?)?;
 /// let latent = Tensor::zeros((1, 3, 4, 16, 16), DType::F32, &Device::Cpu)?;
 /// let timesteps = Tensor::new(&[500f32], &Device::Cpu)?;
-/// let mut clip = Clip::new(&config.rope(), config.tokens([4, 16, 16])?, &Device::Cpu)?;
+/// let mut clip = Clip::new(&config.rope()?, config.tokens([4, 16, 16])?, &Device::Cpu)?;
 /// let velocity = model.velocity(&latent, &timesteps, &context, &mut clip)?;
 /// assert_eq!(velocity.dims(), latent.dims());
 /// # Ok(())
@@ -37,6 +37,8 @@ const MODULATION: usize = 6;
 pub struct Model {
     config: Config,
     patch: Linear,
+    /// Of cosines over the frame, `[width, 2 place_waves]`.
+    place: Option<Tensor>,
     time: [Linear; 2],
     time_proj: Linear,
     text: [Linear; 2],
@@ -79,8 +81,14 @@ impl Model {
         };
         let layers = (0..config.layers).map(|i| Layer::new(config, weights, &format!("blocks.{i}")));
         let layers = layers.collect::<Result<_>>()?;
+        let waves = 2 * config.place_waves;
+        let place = match waves {
+            0 => None,
+            _ => Some(weights.get("place_embedding.weight", &[width, waves])?),
+        };
         Ok(Model {
             patch,
+            place,
             time,
             time_proj,
             text,
@@ -164,8 +172,18 @@ impl Model {
         let patches = latent.to_dtype(self.dtype())?;
         let patches = patches.reshape(&[batch, channels, frames, grid.rows, ph, grid.cols, pw][..])?;
         let patches = patches.permute(vec![0, 2, 3, 5, 1, 4, 6])?;
-        self.patch
-            .forward(&patches.reshape((batch, grid.tokens().0, self.config.patch_numbers()))?)
+        let x = self
+            .patch
+            .forward(&patches.reshape((batch, grid.tokens().0, self.config.patch_numbers()))?)?;
+        let Some(place) = &self.place else {
+            return Ok(x);
+        };
+        // The same for every frame.
+        let waves = place_waves(grid.rows, grid.cols, self.config.place_waves, x.device())?;
+        let added = waves.to_dtype(self.dtype())?.matmul(&place.t()?)?.flatten_all()?;
+        let frames = x.reshape((batch * frames, added.elem_count()))?;
+        let added = every(&added, batch * grid.frames)?.to_dtype(self.dtype())?;
+        Ok(frames.broadcast_add(&added)?.reshape(x.shape())?)
     }
 
     /// Keys, normed and not rotated, and values of tokens that come from elsewhere, by each layer's own projections.
@@ -235,6 +253,22 @@ impl Model {
         let x = x.permute(vec![0, 6, 1, 2, 4, 3, 5])?.reshape(latent.shape())?;
         Ok(x.to_dtype(latent.dtype())?)
     }
+}
+
+/// `[rows columns, 2 waves]`: of each token the cosines of 1, 2, .. half turns from the frame's upper edge to its
+/// lower, then from its left edge to its right.
+fn place_waves(rows: usize, cols: usize, waves: usize, device: &Device) -> Result<Tensor> {
+    let wave = |i: usize, n: usize, number: usize| {
+        let part = (i as f64 + 0.5) / n as f64;
+        (std::f64::consts::PI * (number + 1) as f64 * part).cos() as f32
+    };
+    let numbers: Vec<f32> = (0..rows * cols)
+        .flat_map(|i| {
+            let down = (0..waves).map(move |number| wave(i / cols, rows, number));
+            down.chain((0..waves).map(move |number| wave(i % cols, cols, number)))
+        })
+        .collect();
+    Ok(Tensor::from_vec(numbers, (rows * cols, 2 * waves), device)?)
 }
 
 /// A clean latent says nothing of a velocity: below this sigma it is divided by this one.

@@ -133,7 +133,7 @@ impl<'m> Generator<'m> {
         let model = &checkpoint.model;
         let device = packforcing_candle::device(model.device())?;
         let store = match config.history {
-            History::Full => Store::Full(FullHistory::new(&model.config().rope(), grid(checkpoint, config)?)),
+            History::Full => Store::Full(FullHistory::new(&model.config().rope()?, grid(checkpoint, config)?)),
             _ => Store::Packed(PackedKvCache::new(&device, &pack_config(checkpoint, config)?)?),
         };
         Ok(Generator {
@@ -392,7 +392,7 @@ fn pack_config(checkpoint: &Checkpoint, config: &SampleConfig) -> Result<PackCon
         .compression(compression)
         .selection(Selection::PerLayer)
         .policy(Policy::Top)
-        .rope(model.rope());
+        .rope(model.rope()?);
     Ok(built.build()?)
 }
 

@@ -60,6 +60,8 @@ fn config(context_len: usize) -> Config {
         context_len,
         freq_dim: 64,
         eps: 1e-6,
+        rope_theta: 1e4,
+        place_waves: 0,
         prediction: Prediction::Velocity,
     }
 }
@@ -85,7 +87,7 @@ fn golden_wan_in_one_clip() {
     let latent = case.tensor("latent");
     let context = case.model.context(case.tensor("text")).expect("a context");
     let grid = config.tokens([4, 6, 10]).expect("whole patches");
-    let mut clip = Clip::new(&config.rope(), grid, &Device::Cpu).expect("a clip");
+    let mut clip = Clip::new(&config.rope().expect("a theta"), grid, &Device::Cpu).expect("a clip");
     let velocity = |latent: &Tensor, timesteps: &Tensor, clip: &mut Clip| {
         case.model
             .velocity(latent, timesteps, &context, clip)
@@ -163,7 +165,7 @@ fn cache(config: &Config, sink: usize) -> PackedKvCache {
         .selected(Blocks(1))
         .recent(Blocks(0))
         .archive(Blocks(4))
-        .rope(config.rope())
+        .rope(config.rope().expect("a theta"))
         .build()
         .expect("it fits");
     PackedKvCache::new(&packforcing::Device::cpu(), &config).expect("a cache")
@@ -173,7 +175,7 @@ fn cache(config: &Config, sink: usize) -> PackedKvCache {
 fn golden_causal_wan_over_its_whole_history() {
     let config = config(9);
     let case = case("wan_causal_tiny", &config);
-    let mut history = FullHistory::new(&config.rope(), BLOCK);
+    let mut history = FullHistory::new(&config.rope().expect("a theta"), BLOCK);
     let context = text(&case);
     for number in 0..3 {
         let worst = block(&case, &context, number, |commits, inputs| match commits {

@@ -24,7 +24,7 @@ fn context(model: &Model, batch: usize) -> Context {
 
 fn clip(model: &Model, latent: [usize; 3]) -> Clip {
     let grid = model.config().tokens(latent).expect("whole patches");
-    Clip::new(&model.config().rope(), grid, &Device::Cpu).expect("a clip")
+    Clip::new(&model.config().rope().expect("a theta"), grid, &Device::Cpu).expect("a clip")
 }
 
 fn largest(a: &Tensor) -> f32 {
@@ -98,7 +98,8 @@ fn what_is_trained_is_what_samples() {
     let latent = normal(6, &[1, 3, frames * blocks, 8, 8]);
     let timesteps = Tensor::new(&[600f32], &Device::Cpu).expect("a number");
     let grid = model.config().tokens([frames * blocks, 8, 8]).expect("whole patches");
-    let mut causal = Clip::causal(&model.config().rope(), grid, frames, &Device::Cpu).expect("a clip");
+    let mut causal =
+        Clip::causal(&model.config().rope().expect("a theta"), grid, frames, &Device::Cpu).expect("a clip");
     let tokens = normal(7, &[1, 2, 16]);
 
     let mut predict = || {
@@ -146,7 +147,7 @@ fn what_is_trained_is_what_samples() {
         .compression(Compression::None)
         .selected(Blocks(0))
         .archive(Blocks(0))
-        .rope(model.config().rope())
+        .rope(model.config().rope().expect("a theta"))
         .build()
         .expect("it fits");
     let mut cache = PackedKvCache::new(&packforcing::Device::cpu(), &config).expect("a cache");
@@ -190,7 +191,7 @@ fn a_window_is_the_packed_history(layers: usize, recent: usize) {
         .compression(Compression::External(mid))
         .selection(Selection::Shared)
         .policy(Policy::Random { seed: 2 })
-        .rope(config.rope())
+        .rope(config.rope().expect("a theta"))
         .build()
         .expect("it fits");
     let mut cache = PackedKvCache::new(&packforcing::Device::cpu(), &packed).expect("a cache");
@@ -238,7 +239,8 @@ fn a_window_is_the_packed_history(layers: usize, recent: usize) {
             recent,
             versions: 1,
         };
-        let mut window = Window::new(&config.rope(), grid, mid, layout, &layers, cpu).expect("a window");
+        let mut window =
+            Window::new(&config.rope().expect("a theta"), grid, mid, layout, &layers, cpu).expect("a window");
         let whole = history.iter().take(1).chain(&history[before - recent..]).chain([&last]);
         let whole: Vec<&Tensor> = whole.collect();
         let frames = 4 * (whole.len() - 1);

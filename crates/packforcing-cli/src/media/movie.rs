@@ -37,6 +37,9 @@ impl Movie {
         let frames = match &bytes {
             b if b.starts_with(b"YUV4MPEG2") => y4m_frames(bytes)?,
             b if b.starts_with(b"GIF8") => gif_frames(&bytes)?,
+            b if b.get(4..8) == Some(b"ftyp") => {
+                bail!("an mp4 file: ffmpeg -i IN.mp4 OUT.y4m makes what is read")
+            }
             _ => bail!("neither a y4m nor a gif file"),
         };
         Ok(Movie { frames })

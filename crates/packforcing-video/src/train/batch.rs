@@ -118,8 +118,10 @@ impl Batch {
         };
         let target = block(config, &drawn, &vec![current; config.batch], device)?;
         let shifted = |u: f64| config.shift * u / (1.0 + (config.shift - 1.0) * u);
-        let versions = (0..config.versions).map(|_| {
-            let sigmas: Vec<f64> = (0..config.batch).map(|_| shifted(rng.uniform())).collect();
+        let versions = (0..config.versions).map(|version| {
+            // One from each of equal parts of the levels.
+            let mut level = || shifted((version as f64 + rng.uniform()) / config.versions as f64);
+            let sigmas: Vec<f64> = (0..config.batch).map(|_| level()).collect();
             Ok((random.normal(target.dims(), 1.0)?, column(&sigmas, device)?))
         });
         let versions = versions.collect::<Result<_>>()?;

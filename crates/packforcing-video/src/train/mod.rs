@@ -88,7 +88,7 @@ impl Default for TrainConfig {
             shift: 3.0,
             history_noise: 0.1,
             self_made: 0.5,
-            self_made_after: 1000,
+            self_made_after: 3000,
         }
     }
 }
@@ -217,7 +217,7 @@ impl Pair {
             }
         };
         let layout = sample.layout(versions.len());
-        let mut window = Window::new(&model.config().rope(), grid, mid, layout, &mids, first.device())?;
+        let mut window = Window::new(&model.config().rope()?, grid, mid, layout, &mids, first.device())?;
         let history = sample.sink.iter().chain(&sample.recent);
         let past = frames * (layout.sink + layout.recent);
         let whole: Vec<&Tensor> = history.chain(versions.iter().map(|v| v.0)).collect();
@@ -406,8 +406,9 @@ impl Trainer {
     }
 }
 
-/// Below this noise level errors of the clean latent are all weighed alike.
-const LEAST_SIGMA: f64 = 0.1;
+/// Below this noise level errors of the clean latent are all weighed alike. The last of eight Euler steps with shift 3
+/// begins here.
+const LEAST_SIGMA: f64 = 0.3;
 
 /// The noise level of the second step, where the model makes a block of the history in two.
 const MADE_SIGMA: f64 = 0.75;
