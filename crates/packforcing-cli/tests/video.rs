@@ -195,8 +195,17 @@ fn training_reads_a_folder_of_clips() {
     let mut start = sample.to_vec();
     start.extend(["--start", "clips/a.y4m"]);
     assert!(folder.succeeds(&start).contains("from clips/a.y4m"));
-    // Its first frames are those of the clip.
-    assert!(folder.read("video/video.y4m").len() > 16 * 16 * 8 * 3);
+    // It begins with the clip's first frame; colors were RGB on the way.
+    let frame = |file: &[u8]| {
+        let start = file.windows(6).position(|w| w == b"FRAME\n").unwrap() + 6;
+        file[start..start + 3 * 16 * 8].to_vec()
+    };
+    let (made, given) = (
+        frame(&folder.read("video/video.y4m")),
+        frame(&folder.read("clips/a.y4m")),
+    );
+    let off = made.iter().zip(&given).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(off.is_some_and(|off| off <= 2), "{off:?}");
     folder.refuses(
         &["evaluate", "--checkpoint", "out/model.safetensors"],
         &["16 x 8 pixels", "32 x 24"],
@@ -246,7 +255,8 @@ fn a_video_says_what_it_is() {
     let sum: f64 = shares.values().filter_map(Value::as_f64).sum();
     assert!((sum - 1.0).abs() < 1e-9 && shares.len() == 5, "{shares:?}");
     assert_eq!(report["identity"]["look_by_second"].as_array().map(Vec::len), Some(8));
-    assert!(report["full_history"]["times_larger"].as_f64().unwrap() > 0.1);
+    // Four layers of keys and values, each of 16 blocks of 192 tokens of 192 numbers of 4 bytes.
+    assert_eq!(report["full_history"]["cache_bytes"], 4 * 2 * 16 * 192 * 192 * 4);
 
     let y4m = folder.read("a/video.y4m");
     let header = y4m.iter().position(|&b| b == b'\n').unwrap() + 1;
@@ -439,6 +449,5 @@ fn scenes_are_measured() {
     for row in rows {
         let share = |name: &str| row[name].as_f64().unwrap();
         assert!((0.0..=1.0).contains(&share("motion")) && (0.0..=1.0).contains(&share("look")));
-        assert!(share("motion") <= share("look") + 0.2);
     }
 }
