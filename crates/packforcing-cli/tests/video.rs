@@ -184,7 +184,7 @@ fn training_reads_a_folder_of_clips() {
         "--checkpoint",
         "out/model.safetensors",
         "--seconds",
-        "2",
+        "3",
         "--steps",
         "1",
         "--out",
@@ -195,17 +195,31 @@ fn training_reads_a_folder_of_clips() {
     let mut start = sample.to_vec();
     start.extend(["--start", "clips/a.y4m"]);
     assert!(folder.succeeds(&start).contains("from clips/a.y4m"));
-    // It begins with the clip's first frame; colors were RGB on the way.
-    let frame = |file: &[u8]| {
-        let start = file.windows(6).position(|w| w == b"FRAME\n").unwrap() + 6;
-        file[start..start + 3 * 16 * 8].to_vec()
+    // All whole blocks of the clip come first, here all 20 frames; colors were RGB on the way.
+    let frames = |file: &[u8]| {
+        let first = file.windows(6).position(|w| w == b"FRAME\n").unwrap();
+        let frames = file[first..].chunks_exact(6 + 3 * 16 * 8);
+        frames.map(|frame| frame[6..].to_vec()).collect::<Vec<_>>()
     };
     let (made, given) = (
-        frame(&folder.read("video/video.y4m")),
-        frame(&folder.read("clips/a.y4m")),
+        frames(&folder.read("video/video.y4m")),
+        frames(&folder.read("clips/a.y4m")),
     );
-    let off = made.iter().zip(&given).map(|(a, b)| a.abs_diff(*b)).max();
-    assert!(off.is_some_and(|off| off <= 2), "{off:?}");
+    let off = |i: usize| {
+        made[i]
+            .iter()
+            .zip(&given[i])
+            .map(|(a, b)| a.abs_diff(*b))
+            .max()
+            .unwrap()
+    };
+    assert_eq!(made.len(), 24);
+    assert!(
+        (0..20).all(|i| off(i) <= 2),
+        "{:?}",
+        (0..20).map(off).collect::<Vec<_>>()
+    );
+    assert!(made[20] != made[19], "then the model goes on");
     folder.refuses(
         &["evaluate", "--checkpoint", "out/model.safetensors"],
         &["16 x 8 pixels", "32 x 24"],

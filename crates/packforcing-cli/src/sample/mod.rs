@@ -15,6 +15,7 @@ use packforcing_video::world::{self, Scene, World};
 
 use crate::device::Wanted;
 use crate::media::movie::Movie;
+use crate::media::tensor;
 use crate::output;
 use crate::progress;
 use session::{Session, State};
@@ -35,8 +36,8 @@ pub struct Options {
     /// Length of the video, with what it starts from
     #[arg(long, value_name = "N", default_value_t = 120.0, value_parser = seconds)]
     seconds: f64,
-    /// Goes on where this clip (y4m or gif, of the model's size) ends its first block; otherwise from a scene that
-    /// the training has not seen
+    /// Goes on where this clip (y4m or gif, of the model's size) ends, after its whole blocks; otherwise from the
+    /// first block of a scene that the training has not seen
     #[arg(long, value_name = "CLIP", conflicts_with = "noise")]
     start: Option<PathBuf>,
     /// Starts from noise alone
@@ -135,9 +136,9 @@ pub fn checkpoint(file: Option<&PathBuf>, device: Wanted) -> Result<Checkpoint> 
     }
 }
 
-/// What the video begins with: known frames, `[channels, frames, rows, columns]`, and whose they are.
+/// What the video begins with: known blocks, each `[channels, frames, rows, columns]`, and whose they are.
 struct Start {
-    block: Option<Tensor>,
+    blocks: Vec<Tensor>,
     scene: Option<Scene>,
     context: Tensor,
     name: String,
@@ -164,8 +165,9 @@ impl Start {
                 "{name}: {} frames are too few to start from: a block has {frames}",
                 movie.frames.len()
             );
+            let blocks = movie.frames.chunks_exact(frames).map(tensor::of_frames);
             return Ok(Start {
-                block: Some(crate::media::tensor::of_frames(&movie.frames[..frames])?),
+                blocks: blocks.collect::<Result<_>>()?,
                 scene: None,
                 context: Tensor::zeros((1, 1, dim), DType::F32, device)?,
                 name,
@@ -175,14 +177,14 @@ impl Start {
         let context = world.context(scene.background, device)?.unsqueeze(0)?;
         if options.noise || description.size != [world::ROWS, world::COLS] {
             return Ok(Start {
-                block: None,
+                blocks: Vec::new(),
                 scene: None,
                 context,
                 name: "noise".into(),
             });
         }
         Ok(Start {
-            block: Some(scene.clip(0, frames, device)?),
+            blocks: vec![scene.clip(0, frames, device)?],
             context,
             name: format!("scene {} of the gallery, not seen in training", options.seed),
             scene: Some(scene),
@@ -238,16 +240,16 @@ pub fn run(options: &Options) -> Result<()> {
     for block in 0..blocks {
         let now = Instant::now();
         let kept = session.kept(block)?;
-        let made = match (&kept, &start.block) {
-            (_, Some(start)) if block == 0 => {
+        let made = match (start.blocks.get(block), &kept) {
+            (Some(start), _) => {
                 generator.append(start)?;
                 start.clone()
             }
-            (Some(kept), _) => {
+            (None, Some(kept)) => {
                 generator.replay(kept)?;
                 kept.clone()
             }
-            _ => generator.next_block()?,
+            (None, None) => generator.next_block()?,
         };
         session
             .add(&made, kept.is_none(), &generator, now.elapsed())
@@ -300,9 +302,9 @@ fn whole_history(checkpoint: &Checkpoint, config: &SampleConfig, start: &Start, 
     let bar = progress::bar(blocks, "blocks with the whole history");
     for block in 0..blocks {
         let now = Instant::now();
-        match &start.block {
-            Some(start) if block == 0 => generator.append(start)?,
-            _ => drop(generator.next_block()?),
+        match start.blocks.get(block) {
+            Some(start) => generator.append(start)?,
+            None => drop(generator.next_block()?),
         }
         whole.ms.push(now.elapsed().as_secs_f64() * 1e3);
         whole.bytes.push(generator.cache_bytes());
