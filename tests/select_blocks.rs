@@ -157,7 +157,8 @@ impl Case {
         let mut context = Context::new(device, self.pool, self.streams(), pages, segments).unwrap();
         let stale = Segment {
             rotation: -3.0,
-            ..Segment::new(vec![0; pages], 1)
+            // Nothing chosen after segments of nothing: no page, so no token.
+            ..Segment::new(vec![0; pages], pages.min(1))
         };
         if segments > 0 {
             context.set(&vec![vec![stale]; self.streams()]).unwrap();
