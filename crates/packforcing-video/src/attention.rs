@@ -4,6 +4,8 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use packforcing::cache::Pass;
 use packforcing::{Grid, Rope3d};
 
+use crate::fused::{rotate, softmax};
+
 /// How queries meet keys. The model norms them, whoever attends turns them by their positions.
 pub trait SelfAttention {
     /// One layer: `q`, `k`, `v` and the output are `[batch, tokens, heads, dim]`.
@@ -296,12 +298,10 @@ fn places(grid: Grid, whole: [usize; 3], first: f64) -> Vec<[f64; 3]> {
         .collect()
 }
 
-/// Pairs of neighbours turned by time, row and column: `x cos + (x swap) sin`, where the swap of a pair (a, b) is
-/// (-b, a). As a product with a matrix it reads and writes numbers in their order, there and back.
+/// Pairs of neighbours turned by time, row and column.
 struct Rotation {
-    cos: Tensor,  // [1, tokens, 1, dim]
-    sin: Tensor,  // [1, tokens, 1, dim]
-    swap: Tensor, // [dim, dim]
+    cos: Tensor, // [tokens, dim / 2]
+    sin: Tensor, // [tokens, dim / 2]
 }
 
 impl Rotation {
@@ -312,34 +312,22 @@ impl Rotation {
 
     /// Tokens at these times, rows and columns.
     fn new(rope: &Rope3d, places: &[[f64; 3]], device: &Device) -> Result<Rotation> {
-        let dim = rope.dim();
+        let pairs = rope.dim() / 2;
         let angles = |f: fn(f64) -> f64| {
             let turns = places
                 .iter()
-                .flat_map(|at| (0..dim).map(move |i| f(at[rope.axis(i / 2)] * rope.frequency(i / 2)) as f32));
-            Tensor::from_vec(turns.collect::<Vec<f32>>(), (1, places.len(), 1, dim), device)
+                .flat_map(|at| (0..pairs).map(move |i| f(at[rope.axis(i)] * rope.frequency(i)) as f32));
+            Tensor::from_vec(turns.collect::<Vec<f32>>(), (places.len(), pairs), device)
         };
-        let swap = (0..dim * dim).map(|i| match (i / dim, i % dim) {
-            (from, to) if from == to + 1 && to % 2 == 0 => -1f32,
-            (from, to) if to == from + 1 && from % 2 == 0 => 1.0,
-            _ => 0.0,
-        });
         Ok(Rotation {
             cos: angles(f64::cos)?,
             sin: angles(f64::sin)?,
-            swap: Tensor::from_vec(swap.collect::<Vec<f32>>(), (dim, dim), device)?,
         })
     }
 
     /// `x` is `[batch, tokens, heads, dim]`.
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let dim = x.dim(3)?;
-        let wide = x.to_dtype(DType::F32)?;
-        let swapped = wide.reshape(((), dim))?.matmul(&self.swap)?.reshape(x.shape())?;
-        // Whole, for every head: candle is slow where something is repeated between two dimensions.
-        let every = |t: &Tensor| t.broadcast_as((1, x.dim(1)?, x.dim(2)?, dim))?.contiguous();
-        let turned = wide.broadcast_mul(&every(&self.cos)?)? + swapped.broadcast_mul(&every(&self.sin)?)?;
-        turned?.to_dtype(x.dtype())
+        rotate(&x.to_dtype(DType::F32)?, &self.cos, &self.sin)?.to_dtype(x.dtype())
     }
 }
 
@@ -357,10 +345,4 @@ pub(crate) fn softmax_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option
     };
     let weights = softmax(&logits)?.to_dtype(v.dtype())?;
     weights.matmul(&v)?.transpose(1, 2)
-}
-
-/// Over the last dimension. The maximum takes no part in the gradient: it cancels.
-fn softmax(logits: &Tensor) -> Result<Tensor> {
-    let e = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?.exp()?;
-    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
 }

@@ -19,6 +19,7 @@ mod attention;
 mod compressor;
 mod config;
 mod error;
+mod fused;
 mod model;
 mod rng;
 pub mod sample;

@@ -5,6 +5,7 @@ use candle_core::{D, DType, Device, Tensor};
 use crate::attention::{SelfAttention, softmax_attention};
 use crate::config::{Config, Prediction};
 use crate::error::{Error, Result};
+use crate::fused::{add_rows, gelu, layer_norm, mul_rows, rms_norm};
 use crate::weights::Weights;
 
 /// Numbers of the modulation of a layer: shift, scale and gate of self-attention and of the
@@ -181,9 +182,8 @@ impl Model {
         // The same for every frame.
         let waves = place_waves(grid.rows, grid.cols, self.config.place_waves, x.device())?;
         let added = waves.to_dtype(self.dtype())?.matmul(&place.t()?)?.flatten_all()?;
-        let frames = x.reshape((batch * frames, added.elem_count()))?;
-        let added = every(&added, batch * grid.frames)?.to_dtype(self.dtype())?;
-        Ok(frames.broadcast_add(&added)?.reshape(x.shape())?)
+        let frames = x.reshape((batch * grid.frames, added.elem_count()))?;
+        Ok(add_rows(&frames, &added)?.reshape(x.shape())?)
     }
 
     /// Keys, normed and not rotated, and values of tokens that come from elsewhere, by each layer's own projections.
@@ -302,56 +302,8 @@ fn sinusoids(timesteps: &Tensor, dim: usize) -> Result<Tensor> {
 
 /// `x (1 + scale) + shift` with rows `first` (shift) and `first + 1` (scale) of `[batch, frames, rows, width]`.
 fn modulate(x: &Tensor, modulation: &Tensor, first: usize, dtype: DType) -> Result<Tensor> {
-    let scaled = by_frame(x, &(modulation.narrow(2, first + 1, 1)? + 1.0)?, Tensor::broadcast_mul)?;
-    Ok(by_frame(&scaled, &modulation.narrow(2, first, 1)?, Tensor::broadcast_add)?.to_dtype(dtype)?)
-}
-
-/// Joins tokens `[batch, tokens, width]` with what their frames have, `[batch, frames, 1, width]`.
-fn by_frame(
-    x: &Tensor,
-    frames: &Tensor,
-    join: impl Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>,
-) -> Result<Tensor> {
-    let (batch, tokens, width) = x.dims3()?;
-    let count = frames.dim(1)?;
-    if frames.track_op() {
-        // Candle sums over what was repeated one number at a time; a product sums as it goes.
-        let of: Vec<f32> = (0..tokens * count)
-            .map(|i| f32::from(u8::from(i / count / (tokens / count) == i % count)))
-            .collect();
-        let of = Tensor::from_vec(of, (1, tokens, count), x.device())?;
-        let frames = frames.reshape((batch, count, width))?.contiguous()?;
-        let spread = of.broadcast_as((batch, tokens, count))?.matmul(&frames)?;
-        return Ok(join(x, &spread)?);
-    }
-    let each = x.reshape((batch, count, tokens / count, width))?;
-    Ok(join(&each, frames)?.reshape((batch, tokens, width))?)
-}
-
-/// A row `[width]` for each of so many, in f32, or one that stands for all.
-fn every(row: &Tensor, rows: usize) -> Result<Tensor> {
-    let row = row.to_dtype(DType::F32)?.unsqueeze(0)?;
-    match row.track_op() {
-        // As in `by_frame`.
-        true => Ok(Tensor::ones((rows, 1), DType::F32, row.device())?.matmul(&row)?),
-        false => Ok(row),
-    }
-}
-
-/// Without weights, in f32.
-fn layer_norm(x: &Tensor, eps: f64) -> Result<Tensor> {
-    let x = x.to_dtype(DType::F32)?;
-    let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let variance = x.sqr()?.mean_keepdim(D::Minus1)?;
-    Ok(x.broadcast_div(&(variance + eps)?.sqrt()?)?)
-}
-
-/// With tanh, as Wan2.1 has it. Candle's own takes powers by `powf` on its way back, which costs more than the rest of a
-/// layer.
-fn gelu(x: &Tensor) -> candle_core::Result<Tensor> {
-    let slope = (2.0 / std::f64::consts::PI).sqrt();
-    let inner = (x.sqr()?.affine(0.044_715 * slope, slope)? * x)?;
-    inner.tanh()?.affine(0.5, 0.5)? * x
+    let scaled = mul_rows(x, &(modulation.narrow(2, first + 1, 1)? + 1.0)?)?;
+    Ok(add_rows(&scaled, &modulation.narrow(2, first, 1)?)?.to_dtype(dtype)?)
 }
 
 #[derive(Debug, Clone)]
@@ -372,8 +324,7 @@ impl Linear {
         let rows = x.elem_count() / x.dim(D::Minus1)?;
         let mut shape = x.dims().to_vec();
         let flat = x.reshape((rows, x.dim(D::Minus1)?))?;
-        let out = flat.matmul(&self.weight.t()?)?;
-        let out = out.broadcast_add(&every(&self.bias, rows)?.to_dtype(out.dtype())?)?;
+        let out = add_rows(&flat.matmul(&self.weight.t()?)?, &self.bias)?;
         if let Some(last) = shape.last_mut() {
             *last = out.dim(1)?;
         }
@@ -407,29 +358,19 @@ impl Projections {
     }
 
     fn queries(&self, x: &Tensor, config: &Config) -> Result<Tensor> {
-        heads(&rms_norm(&self.q.forward(x)?, &self.q_norm, config.eps)?, config)
+        heads(&scaled_rms_norm(&self.q.forward(x)?, &self.q_norm, config.eps)?, config)
     }
 
     fn keys_and_values(&self, x: &Tensor, config: &Config) -> Result<(Tensor, Tensor)> {
-        let k = rms_norm(&self.k.forward(x)?, &self.k_norm, config.eps)?;
+        let k = scaled_rms_norm(&self.k.forward(x)?, &self.k_norm, config.eps)?;
         Ok((heads(&k, config)?, heads(&self.v.forward(x)?, config)?))
     }
 }
 
-/// In f32, then back.
-fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    let wide = x.to_dtype(DType::F32)?;
-    let square = wide.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = wide.broadcast_div(&(square + eps)?.sqrt()?)?;
-    scaled(&normed, weight)?.to_dtype(x.dtype()).map_err(Error::from)
-}
-
-/// `x` (f32) times a row of its width.
-fn scaled(x: &Tensor, row: &Tensor) -> Result<Tensor> {
-    let width = x.dim(D::Minus1)?;
-    let flat = x.reshape(((), width))?;
-    let all = every(row, flat.dim(0)?)?;
-    Ok(flat.broadcast_mul(&all)?.reshape(x.shape())?)
+/// RMS norm in f32, then back.
+fn scaled_rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let scaled = mul_rows(&rms_norm(x, eps)?, &weight.to_dtype(DType::F32)?)?;
+    Ok(scaled.to_dtype(x.dtype())?)
 }
 
 fn heads(x: &Tensor, config: &Config) -> Result<Tensor> {
@@ -476,7 +417,7 @@ impl Layer {
         let modulation = modulation.broadcast_add(&self.table.to_dtype(DType::F32)?.unsqueeze(0)?)?;
         let gated = |x: &Tensor, added: &Tensor, gate: usize| {
             let added = added.to_dtype(DType::F32)?;
-            let added = by_frame(&added, &modulation.narrow(2, gate, 1)?, Tensor::broadcast_mul)?;
+            let added = mul_rows(&added, &modulation.narrow(2, gate, 1)?)?;
             Ok::<_, Error>((x.to_dtype(DType::F32)? + added)?.to_dtype(dtype)?)
         };
 
@@ -486,13 +427,9 @@ impl Layer {
         let seen = attention.attend(number, &q, &k, &v)?.flatten_from(2)?;
         let x = gated(x, &self.own.out.forward(&seen)?, 2)?;
 
-        let normed = scaled(&layer_norm(&x, config.eps)?, &self.cross_norm.weight)?;
-        let shift = every(&self.cross_norm.bias, normed.dim(0)? * normed.dim(1)?)?;
-        let shift = match self.cross_norm.bias.track_op() {
-            true => shift.reshape(normed.shape())?,
-            false => shift,
-        };
-        let normed = normed.broadcast_add(&shift)?.to_dtype(dtype)?;
+        let [weight, bias] = [&self.cross_norm.weight, &self.cross_norm.bias].map(|t| t.to_dtype(DType::F32));
+        let normed = mul_rows(&layer_norm(&x, config.eps)?, &weight?)?;
+        let normed = add_rows(&normed, &bias?)?.to_dtype(dtype)?;
         let read = softmax_attention(&self.cross.queries(&normed, config)?, context_k, context_v, None)?;
         let x = (x + self.cross.out.forward(&read.flatten_from(2)?)?)?;
 
