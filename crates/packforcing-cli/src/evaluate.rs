@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use packforcing_video::sample::{Generator, History, SampleConfig};
 use packforcing_video::train::Checkpoint;
-use packforcing_video::world::{self, FPS, Frame, Identity, Scene, Score, World, measure};
+use packforcing_video::world::{self, FPS, Frame, Identity, Measure, Scene, Score, World};
 use serde::Serialize;
 
 use crate::device::Wanted;
@@ -155,22 +155,28 @@ fn measure_scene(options: &Options, checkpoint: &Checkpoint, history: History, n
     let context = world.context(scene.background, device)?.unsqueeze(0)?;
     let mut generator = Generator::new(checkpoint, &context, &config)?;
     let given = config.block_frames;
-    let mut frames: Vec<Frame> = (0..given).map(|frame| scene.frame(frame)).collect();
-    generator.append(&scene.clip(0, given, device)?)?;
     let wanted = (options.seconds * FPS as f64).round() as usize;
-    while frames.len() < wanted {
+    let mut measures = [Identity::Motion, Identity::Look].map(|identity| Measure::new(&scene, identity));
+    (0..given).for_each(|frame| {
+        for measure in &mut measures {
+            measure.frame(&scene.frame(frame));
+        }
+    });
+    generator.append(&scene.clip(0, given, device)?)?;
+    let [mut motion, mut look, mut last] = [Score::default(); 3];
+    let mut made = given;
+    while made < wanted {
         let block = generator.next_block()?;
         for i in 0..given {
-            frames.push(Frame::from_tensor(&block.narrow(1, i, 1)?.squeeze(1)?)?);
+            let frame = Frame::from_tensor(&block.narrow(1, i, 1)?.squeeze(1)?)?;
+            let [moved, looked] = measures.each_mut().map(|measure| measure.frame(&frame));
+            motion += moved;
+            look += looked;
+            if made + 5 * FPS >= wanted {
+                last += looked;
+            }
+            made += 1;
         }
     }
-    let total = |scores: &[Score]| {
-        let mut sum = Score::default();
-        scores.iter().for_each(|&s| sum += s);
-        sum
-    };
-    let motion = measure(&scene, 0, &frames, Identity::Motion);
-    let look = measure(&scene, 0, &frames, Identity::Look);
-    let last = look.len().saturating_sub(5 * FPS).max(given);
-    Ok([total(&motion[given..]), total(&look[given..]), total(&look[last..])])
+    Ok([motion, look, last])
 }

@@ -223,7 +223,7 @@ pub fn run(options: &Options) -> Result<()> {
 
     let begun = Instant::now();
     let mut generator = Generator::new(&checkpoint, &start.context, &config)?;
-    let mut session = Session::open(&options.out, &state, options.resume, options.png)?;
+    let mut session = Session::open(&options.out, &state, start.scene.as_ref(), options.resume, options.png)?;
     println!(
         "model     {} numbers, trained for {} steps on {}",
         numbers(&checkpoint),
@@ -267,15 +267,7 @@ pub fn run(options: &Options) -> Result<()> {
         true => Some(whole_history(&checkpoint, &config, &start, blocks)?),
         false => None,
     };
-    show::write(
-        options,
-        session,
-        &generator,
-        &state,
-        start.scene.as_ref(),
-        full.as_ref(),
-        begun.elapsed(),
-    )
+    show::write(options, session, &generator, &state, full.as_ref(), begun.elapsed())
 }
 
 /// Numbers of the model, shortened.

@@ -1,7 +1,7 @@
 //! The folder of a video: what is written while it grows, and what another run needs to go on.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use packforcing_video::sample::{Generator, SampleConfig};
 use packforcing_video::train::Description;
-use packforcing_video::world::FPS;
+use packforcing_video::world::{FPS, Frame, Identity, Measure, Scene, Score};
 use serde::{Deserialize, Serialize};
 
 use crate::media::movie::{GifWriter, Y4mWriter};
@@ -51,13 +51,17 @@ pub struct Session {
     gif: GifWriter,
     png: bool,
     pub rows: Vec<Row>,
-    /// All frames as a viewer sees them, small as they are.
-    pub video: Vec<Tensor>,
+    /// With motion and by look, where the scene is known.
+    judges: Option<[Measure; 2]>,
+    /// Of every frame.
+    pub scores: Vec<[Score; 2]>,
 }
 
 impl Session {
     /// Begins a video in the folder, or goes on with the one that is there.
-    pub fn open(folder: &Path, state: &State, resume: bool, png: bool) -> Result<Session> {
+    ///
+    /// Where the scene is given, frames are held against it as they come.
+    pub fn open(folder: &Path, state: &State, scene: Option<&Scene>, resume: bool, png: bool) -> Result<Session> {
         let (config, file) = (&state.config, folder.join(STATE));
         if resume {
             let text = fs::read_to_string(&file)
@@ -100,7 +104,8 @@ impl Session {
             png,
             folder: folder.into(),
             rows: Vec::new(),
-            video: Vec::new(),
+            judges: scene.map(|scene| [Identity::Motion, Identity::Look].map(|identity| Measure::new(scene, identity))),
+            scores: Vec::new(),
         })
     }
 
@@ -118,27 +123,41 @@ impl Session {
             self.latents.set_len((block * whole) as u64)?;
             return Ok(None);
         }
+        self.tensor(block, &bytes).map(Some)
+    }
+
+    /// A block of those that were added.
+    pub fn block(&mut self, block: usize) -> Result<Tensor> {
+        let mut bytes = vec![0; 4 * self.shape.iter().product::<usize>()];
+        let read = self
+            .latents
+            .seek(SeekFrom::Start((block * bytes.len()) as u64))
+            .and_then(|_| self.latents.read_exact(&mut bytes));
+        read.with_context(|| self.folder.join(LATENTS).display().to_string())?;
+        self.tensor(block, &bytes)
+    }
+
+    fn tensor(&self, block: usize, bytes: &[u8]) -> Result<Tensor> {
         let numbers: Vec<f32> = bytes
             .chunks_exact(4)
             .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
             .collect();
         ensure!(
             numbers.iter().all(|n| n.is_finite()),
-            "--resume: {}: block {block} is damaged",
+            "{}: block {block} is damaged",
             self.folder.join(LATENTS).display()
         );
-        Ok(Some(Tensor::from_vec(numbers, &self.shape[..], &Device::Cpu)?))
+        Ok(Tensor::from_vec(numbers, &self.shape[..], &Device::Cpu)?)
     }
 
     /// A block that was made, or replayed where it is not new.
     pub fn add(&mut self, block: &Tensor, new: bool, generator: &Generator<'_>, took: Duration) -> Result<()> {
-        use std::io::Seek;
         let block = block.to_device(&Device::Cpu)?;
         if new {
             let numbers = block.flatten_all()?.to_vec1::<f32>()?;
             let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
             self.latents
-                .seek(std::io::SeekFrom::End(0))
+                .seek(SeekFrom::End(0))
                 .and_then(|_| self.latents.write_all(&bytes))
                 .with_context(|| self.folder.join(LATENTS).display().to_string())?;
         }
@@ -152,7 +171,12 @@ impl Session {
                 output::write(&self.folder, &name, &frame.png()?)?;
             }
         }
-        self.video.push(block);
+        if let Some(judges) = &mut self.judges {
+            for i in 0..self.shape[1] {
+                let frame = Frame::from_tensor(&block.narrow(1, i, 1)?.squeeze(1)?)?;
+                self.scores.push(judges.each_mut().map(|judge| judge.frame(&frame)));
+            }
+        }
         self.rows.push(Row {
             ms: took.as_secs_f64() * 1e3,
             cache_bytes: generator.cache_bytes(),
@@ -164,7 +188,12 @@ impl Session {
 
     /// Frames so far.
     pub fn frames(&self) -> usize {
-        self.video.len() * self.shape[1]
+        self.rows.len() * self.block_frames()
+    }
+
+    /// Frames of a block.
+    pub fn block_frames(&self) -> usize {
+        self.shape[1]
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use packforcing_video::sample::{Generator, Times};
-use packforcing_video::world::{FPS, Frame, Identity, Scene, Score, measure};
+use packforcing_video::world::{FPS, Score};
 use serde::Serialize;
 
 use super::session::{Row, Session, State};
@@ -66,18 +66,18 @@ struct FullReport {
 
 pub fn write(
     options: &Options,
-    session: Session,
+    mut session: Session,
     generator: &Generator<'_>,
     state: &State,
-    scene: Option<&Scene>,
     full: Option<&Whole>,
     elapsed: Duration,
 ) -> Result<()> {
+    let sheet = contact_sheet(&mut session)?;
     let rows = &session.rows;
     let ms: Vec<f64> = rows.iter().map(|r| r.ms).collect();
     let seconds: f64 = ms.iter().sum::<f64>() / 1e3;
     let (early, late) = early_and_late(rows, &ms);
-    let identity = scene.map(|scene| identity(scene, &session)).transpose()?;
+    let identity = identity(&session);
     let last = rows.last();
     let report = Report {
         state,
@@ -114,7 +114,7 @@ pub fn write(
     json.push(b'\n');
     output::write(&options.out, "report.json", &json)?;
     output::write(&options.out, "chart.png", &draw(&report)?.png()?)?;
-    output::write(&options.out, "frames.png", &contact_sheet(&session)?.png()?)?;
+    output::write(&options.out, "frames.png", &sheet.png()?)?;
 
     println!(
         "made      {} frames in {seconds:.1} s, {:.0} a second",
@@ -196,54 +196,41 @@ fn shares(t: Times) -> Times {
     }
 }
 
-fn identity(scene: &Scene, session: &Session) -> Result<IdentityReport> {
-    let mut frames = Vec::new();
-    for block in &session.video {
-        for i in 0..block.dim(1)? {
-            frames.push(Frame::from_tensor(&block.narrow(1, i, 1)?.squeeze(1)?)?);
-        }
-    }
-    let given = session.video.first().map_or(0, |b| b.dim(1).unwrap_or(0));
-    let short = frames.len().min(5 * FPS);
-    let total = |scores: &[Score]| {
-        let mut sum = Score::default();
-        scores.iter().for_each(|&s| sum += s);
-        sum
-    };
-    let motion = measure(scene, 0, &frames[..short], Identity::Motion);
-    let look = measure(scene, 0, &frames, Identity::Look);
-    let made = |scores: &[Score]| total(scores.get(given..).unwrap_or(&[])).share();
-    Ok(IdentityReport {
-        motion_5_s: made(&motion),
-        look: made(&look),
-        look_last_5_s: total(&look[look.len() - short..]).share(),
-        look_by_second: look
+/// Of the frames that were made; the first block was given. Nothing where the scene is not known.
+fn identity(session: &Session) -> Option<IdentityReport> {
+    let scores = &session.scores;
+    let made = scores.get(session.block_frames()..)?;
+    let short = scores.len().min(5 * FPS);
+    let sum = |scores: &[[Score; 2]], which: usize| scores.iter().map(|both| both[which]).sum::<Score>();
+    Some(IdentityReport {
+        motion_5_s: sum(&made[..short - session.block_frames()], 0).share(),
+        look: sum(made, 1).share(),
+        look_last_5_s: sum(&scores[scores.len() - short..], 1).share(),
+        look_by_second: scores
             .chunks(FPS)
-            .map(|second| Some(total(second)).filter(|s| s.judged > 0).map(|s| s.share()))
+            .map(|second| Some(sum(second, 1)).filter(|s| s.judged > 0).map(|s| s.share()))
             .collect(),
     })
 }
 
 /// Frames spread over the video, from its first to its last.
-fn contact_sheet(session: &Session) -> Result<Image> {
-    let mut all = Vec::new();
-    for block in &session.video {
-        all.extend(tensor::to_frames(block)?);
+fn contact_sheet(session: &mut Session) -> Result<Image> {
+    let (all, of_block) = (session.frames(), session.block_frames());
+    let count = SHOWN.min(all);
+    let mut shown = Vec::new();
+    for i in 0..count {
+        let number = i * (all - 1) / (count - 1).max(1);
+        let frames = tensor::to_frames(&session.block(number / of_block)?)?;
+        shown.extend(frames.into_iter().nth(number % of_block).map(|frame| (number, frame)));
     }
-    let count = SHOWN.min(all.len());
-    let (width, height) = all.first().map_or((0, 0), |f| (f.width, f.height));
+    let (width, height) = shown.first().map_or((0, 0), |(_, f)| (f.width, f.height));
     let (zoom, across, gap) = ((160 / width.max(1)).max(1), 6, 4);
     let (w, h) = (zoom * width + gap, zoom * height + gap + 14);
     let mut sheet = Image::white(across.min(count) * w + gap, count.div_ceil(across) * h + gap);
-    for i in 0..count {
-        let number = if count > 1 {
-            i * (all.len() - 1) / (count - 1)
-        } else {
-            0
-        };
+    for (i, (number, frame)) in shown.iter().enumerate() {
         let (x, y) = (gap + i % across * w, gap + i / across * h);
-        sheet.paste(&all[number], x, y + 14, zoom);
-        chart::write(&mut sheet, &format!("{:.0} s", number as f64 / FPS as f64), x, y, 12)?;
+        sheet.paste(frame, x, y + 14, zoom);
+        chart::write(&mut sheet, &format!("{:.0} s", *number as f64 / FPS as f64), x, y, 12)?;
     }
     Ok(sheet)
 }

@@ -6,7 +6,7 @@
 
 use super::render::{Frame, coverage};
 use super::scene::{Color, Scene, Shape, Sprite};
-use super::{COLS, LANE_ROWS};
+use super::{COLS, LANE_ROWS, LANES};
 
 /// Largest less smallest channel, from which a pixel belongs to a sprite. Backgrounds reach 0.12.
 const SATURATED: f32 = 0.3;
@@ -52,6 +52,15 @@ impl Score {
     }
 }
 
+impl std::iter::Sum for Score {
+    fn sum<I: Iterator<Item = Score>>(scores: I) -> Score {
+        scores.fold(Score::default(), |mut sum, score| {
+            sum += score;
+            sum
+        })
+    }
+}
+
 impl std::ops::AddAssign for Score {
     fn add_assign(&mut self, other: Score) {
         self.right += other.right;
@@ -76,24 +85,44 @@ enum Seen {
     },
 }
 
-/// Holds consecutive frames against their scene, of which the first given is number `first`; one score a frame.
+/// Holds a video against its scene, frame by frame from the scene's first on.
 ///
 /// With [`Identity::Motion`] ways are measured from the scene's beginning, where the video began as the truth.
-pub fn measure(scene: &Scene, first: usize, frames: &[Frame], identity: Identity) -> Vec<Score> {
-    let mut scores = vec![Score::default(); frames.len()];
-    for (lane, sprite) in scene.sprites.iter().enumerate() {
-        // Half hidden at the view's edges or by the post it need not be found either.
-        let patience = sprite.longest_absence() + (3.0 * sprite.radius / sprite.speed).ceil() as usize + 2;
-        let mut missed = 0;
-        for (number, (frame, score)) in frames.iter().zip(&mut scores).enumerate() {
+#[derive(Debug, Clone)]
+pub struct Measure {
+    scene: Scene,
+    identity: Identity,
+    frames: usize,
+    /// Of each lane the frames that it has shown nothing for.
+    missed: [usize; LANES],
+}
+
+impl Measure {
+    /// Before the scene's first frame.
+    pub fn new(scene: &Scene, identity: Identity) -> Measure {
+        Measure {
+            scene: scene.clone(),
+            identity,
+            frames: 0,
+            missed: [0; LANES],
+        }
+    }
+
+    /// The next frame's score.
+    pub fn frame(&mut self, frame: &Frame) -> Score {
+        let scene = &self.scene;
+        let mut score = Score::default();
+        for (lane, (sprite, missed)) in scene.sprites.iter().zip(&mut self.missed).enumerate() {
+            // Half hidden at the view's edges or by the post it need not be found either.
+            let patience = sprite.longest_absence() + (3.0 * sprite.radius / sprite.speed).ceil() as usize + 2;
             let seen = look(scene, sprite, lane, frame);
             let looks = looks_right(sprite, &seen);
-            missed = if seen == Seen::Nothing { missed + 1 } else { 0 };
-            let right = match identity {
-                Identity::Motion => moves_right(scene, sprite, first + number, &seen).map(|there| there && looks),
+            *missed = if seen == Seen::Nothing { *missed + 1 } else { 0 };
+            let right = match self.identity {
+                Identity::Motion => moves_right(scene, sprite, self.frames, &seen).map(|there| there && looks),
                 Identity::Look => match seen {
-                    Seen::Nothing if missed <= patience => None,
-                    _ => Some(looks && missed == 0),
+                    Seen::Nothing if *missed <= patience => None,
+                    _ => Some(looks && *missed == 0),
                 },
             };
             if let Some(right) = right {
@@ -101,8 +130,9 @@ pub fn measure(scene: &Scene, first: usize, frames: &[Frame], identity: Identity
                 score.right += usize::from(right);
             }
         }
+        self.frames += 1;
+        score
     }
-    scores
 }
 
 /// Color and outline, as far as they can be told.
@@ -233,7 +263,7 @@ fn nearest(pixel: [f32; 3]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::{LANES, SHORT};
+    use crate::world::SHORT;
 
     const LONG: usize = 960;
 
@@ -241,10 +271,9 @@ mod tests {
         (0..frames).map(|frame| scene.frame(frame)).collect()
     }
 
-    fn total(scores: &[Score]) -> Score {
-        let mut sum = Score::default();
-        scores.iter().for_each(|&s| sum += s);
-        sum
+    fn total(scene: &Scene, identity: Identity, frames: &[Frame]) -> Score {
+        let mut measure = Measure::new(scene, identity);
+        frames.iter().map(|frame| measure.frame(frame)).sum()
     }
 
     /// Share of right lanes over scenes whose frames are drawn from a changed scene.
@@ -257,7 +286,7 @@ mod tests {
                 change(&mut other, frame);
                 other.frame(frame)
             });
-            sum += total(&measure(&scene, 0, &shown.collect::<Vec<_>>(), identity));
+            sum += total(&scene, identity, &shown.collect::<Vec<_>>());
         }
         sum.share()
     }
@@ -268,8 +297,8 @@ mod tests {
         for number in 0..64 {
             let scene = Scene::held_out(number);
             let frames = truth(&scene, if number < 8 { LONG } else { SHORT });
-            short += total(&measure(&scene, 0, &frames[..SHORT], Identity::Motion));
-            long += total(&measure(&scene, 0, &frames, Identity::Look));
+            short += total(&scene, Identity::Motion, &frames[..SHORT]);
+            long += total(&scene, Identity::Look, &frames);
         }
         assert!(short.share() >= 0.99, "{short:?}");
         assert!(long.share() >= 0.99, "{long:?}");

@@ -17,7 +17,7 @@ use candle_core::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::train::{Clips, ShortClip};
 
-pub use measure::{Identity, Score, measure};
+pub use measure::{Identity, Measure, Score};
 pub use render::Frame;
 pub use scene::{Background, Color, Scene, Shape, Sprite};
 
