@@ -1,4 +1,4 @@
-//! Short films as RGB frames: y4m and gif in, both out as they are made.
+//! Short films as RGB frames: y4m, gif and, as a feature, mp4 in; y4m and gif out as they are made.
 
 use std::fs::{self, File};
 use std::io::{Cursor, Seek, SeekFrom, Write};
@@ -20,7 +20,7 @@ pub struct Movie {
 }
 
 impl Movie {
-    /// Reads a y4m or gif file; its first bytes tell which. Errors name the file.
+    /// Reads a y4m, gif or (feature `mp4`) mp4 file; its first bytes tell which. Errors name the file.
     pub fn open(path: &Path) -> Result<Movie> {
         let name = path.display().to_string();
         // Asked before it is opened: opening a pipe waits for its writer.
@@ -37,8 +37,11 @@ impl Movie {
         let frames = match &bytes {
             b if b.starts_with(b"YUV4MPEG2") => y4m_frames(bytes)?,
             b if b.starts_with(b"GIF8") => gif_frames(&bytes)?,
+            #[cfg(feature = "mp4")]
+            b if b.get(4..8) == Some(b"ftyp") => super::mp4::frames(b, MOST_FRAMES, MOST_EXTENT)?,
+            #[cfg(not(feature = "mp4"))]
             b if b.get(4..8) == Some(b"ftyp") => {
-                bail!("an mp4 file: ffmpeg -i IN.mp4 OUT.y4m makes what is read")
+                bail!("an mp4 file: build with --features mp4, or make a y4m file of it (ffmpeg -i IN.mp4 OUT.y4m)")
             }
             _ => bail!("neither a y4m nor a gif file"),
         };

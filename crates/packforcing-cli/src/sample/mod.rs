@@ -36,7 +36,7 @@ pub struct Options {
     /// Length of the video, with what it starts from
     #[arg(long, value_name = "N", default_value_t = 120.0, value_parser = seconds)]
     seconds: f64,
-    /// Goes on where this clip (y4m or gif, of the model's size) ends, after its whole blocks; otherwise from the
+    /// Goes on where this clip (y4m, gif, or mp4 where built with it, of the model's size) ends, after its whole blocks; otherwise from the
     /// first block of a scene that the training has not seen
     #[arg(long, value_name = "CLIP", conflicts_with = "noise")]
     start: Option<PathBuf>,

@@ -19,18 +19,18 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Reads every y4m and gif file; what is broken, too short or of another size is an error that names it.
+    /// Reads every y4m, gif and mp4 file; what is broken, too short or of another size is an error that names it.
     pub fn open(folder: &Path, frames: usize, context_dim: usize) -> Result<Folder> {
         let name = folder.display().to_string();
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).with_context(|| name.clone())? {
             let path = entry.with_context(|| name.clone())?.path();
             let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-            if matches!(ending.as_deref(), Some("y4m" | "gif")) {
+            if matches!(ending.as_deref(), Some("y4m" | "gif" | "mp4")) {
                 files.push(path);
             }
         }
-        ensure!(!files.is_empty(), "{name}: no clips (.y4m, .gif) in this folder");
+        ensure!(!files.is_empty(), "{name}: no clips (.y4m, .gif, .mp4) in this folder");
         // The order of a folder is the system's.
         files.sort();
         let mut clips = Vec::new();
