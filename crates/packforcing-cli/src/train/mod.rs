@@ -27,7 +27,7 @@ const MODEL: &str = "model.safetensors";
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("data").required(true).args(["clips", "synthetic"])))]
 pub struct Options {
-    /// A folder of clips, y4m or gif, all of one size
+    /// A folder of clips (y4m, gif, or mp4 where built with it), all of one size
     clips: Option<PathBuf>,
     /// Clips of the built-in world, whose truth is known: 5 seconds at 8 frames a second, without end
     #[arg(long)]

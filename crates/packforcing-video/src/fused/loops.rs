@@ -220,6 +220,24 @@ pub(super) fn rotate(out: &mut [f32], x: &[f32], angles: [&[f32]; 2], heads: usi
     });
 }
 
+pub(super) fn join(to: &mut [f32], from: &[f32], f: impl Fn(f32, f32) -> f32) {
+    widest(|| to.iter_mut().zip(from).for_each(|(to, &from)| *to = f(*to, from)));
+}
+
+pub(super) fn join_two(to: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32, f32) -> f32) {
+    widest(|| {
+        for ((to, &a), &b) in to.iter_mut().zip(a).zip(b) {
+            *to = f(*to, a, b);
+        }
+    });
+}
+
+pub(super) fn square_sum(x: &[f32]) -> f64 {
+    let part = |x: &[f32]| f64::from(total(x, x, |x, _| x * x));
+    // Short parts: a long sum in f32 would lose what is small.
+    widest(|| x.chunks(1024).map(part).sum())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

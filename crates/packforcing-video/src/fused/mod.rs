@@ -3,12 +3,13 @@
 //! On the CPU in f32 these are ops of their own: put together from candle's they take more time than the products.
 //! Elsewhere they are put together, in [`composed`], which is also what tests hold them against.
 
+pub(crate) mod in_place;
 mod loops;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Error, Layout, Result, Shape, Tensor};
 
 /// Whether the loops take a tensor.
-fn takes(x: &Tensor) -> bool {
+pub(crate) fn takes(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
