@@ -8,8 +8,10 @@ use super::render::{Frame, coverage};
 use super::scene::{Color, Scene, Shape, Sprite};
 use super::{COLS, LANE_ROWS, LANES};
 
-/// Largest less smallest channel, from which a pixel belongs to a sprite. Backgrounds reach 0.12.
-const SATURATED: f32 = 0.3;
+/// Saturation that backgrounds reach.
+const DIM: f64 = 0.12;
+/// Saturation from which a pixel belongs to a sprite.
+const SATURATED: f64 = 0.3;
 /// Part of a sprite's area below which nothing is there.
 const NOTHING: f64 = 0.25;
 /// Part of a sprite that must be in sight for its outline to be told, and for it to be missed.
@@ -189,17 +191,17 @@ fn look(scene: &Scene, sprite: &Sprite, lane: usize, frame: &Frame) -> Seen {
     // Behind the post's blurred edges nothing is judged.
     let open: Vec<usize> = (0..COLS).filter(|&col| scene.post_covers(col) == 0.0).collect();
     let mut counts = [0usize; Color::ALL.len()];
-    let (mut mask, mut middle) = ([[false; COLS]; LANE_ROWS], 0.0);
+    let (mut filled, mut middle) = ([[0f64; COLS]; LANE_ROWS], 0.0);
     for row in rows.clone() {
         for &col in &open {
             let pixel = frame.pixel(row, col);
-            let [low, high] = [f32::min, f32::max].map(|pick| pixel.into_iter().reduce(pick).unwrap_or(0.0));
-            if high - low < SATURATED {
+            let color = nearest(pixel);
+            filled[row - rows.start][col] = part_of(pixel, Color::ALL[color]);
+            if saturation(pixel.map(f64::from)) < SATURATED {
                 continue;
             }
-            mask[row - rows.start][col] = true;
             middle += col as f64 + 0.5;
-            counts[nearest(pixel)] += 1;
+            counts[color] += 1;
         }
     }
     let found: usize = counts.iter().sum();
@@ -222,7 +224,7 @@ fn look(scene: &Scene, sprite: &Sprite, lane: usize, frame: &Frame) -> Seen {
             for row in rows.clone() {
                 for &col in &open {
                     let covered = coverage(shape, sprite.radius, x, sprite.y, row, col);
-                    let there = f64::from(u8::from(mask[row - rows.start][col]));
+                    let there = filled[row - rows.start][col];
                     both += covered.min(there);
                     either += covered.max(there);
                 }
@@ -241,6 +243,19 @@ fn look(scene: &Scene, sprite: &Sprite, lane: usize, frame: &Frame) -> Seen {
         x,
         in_sight: in_sight(scene, sprite, shape.unwrap_or(sprite.shape), x),
     }
+}
+
+/// Largest less smallest channel.
+fn saturation(pixel: [f64; 3]) -> f64 {
+    let pick = |pick: fn(f64, f64) -> f64| pixel.into_iter().reduce(pick).unwrap_or(0.0);
+    pick(f64::max) - pick(f64::min)
+}
+
+/// How much of a pixel a sprite of this color fills: at its edges it is mixed with the background, and where the edge
+/// runs tells a disc from a square.
+fn part_of(pixel: [f32; 3], color: Color) -> f64 {
+    let (least, most) = (DIM, saturation(color.rgb()));
+    ((saturation(pixel.map(f64::from)) - least) / (most - least)).clamp(0.0, 1.0)
 }
 
 /// Number of the color nearest to a pixel in its hue: edges are mixed with a dim background.
@@ -300,8 +315,8 @@ mod tests {
             short += total(&scene, Identity::Motion, &frames[..SHORT]);
             long += total(&scene, Identity::Look, &frames);
         }
-        assert!(short.share() >= 0.99, "{short:?}");
-        assert!(long.share() >= 0.99, "{long:?}");
+        assert!(short.share() >= 0.999, "{short:?}");
+        assert!(long.share() >= 0.999, "{long:?}");
         // Who is out of sight is not judged.
         assert!(short.judged * 10 > 64 * SHORT * LANES * 6, "{short:?}");
         assert!(long.judged * 10 > (8 * LONG + 56 * SHORT) * LANES * 5, "{long:?}");

@@ -1,10 +1,11 @@
 //! A small world whose truth is known: a shooting gallery.
 //!
-//! Three shapes of different colours slide along lanes of their own, over a textured background that stands
-//! still and behind a dark post. They bounce off walls; one wall or the other may stand outside the view, so
-//! that a shape is gone for a second or more, longer than a model's newest frames reach back, and must come
-//! back as it was. Where everything is at any time follows from the seed in closed form, which is what
-//! [`measure`] holds a generated video against.
+//! Three shapes of different colors slide along lanes of their own, over a textured background that stands
+//! still and behind a dark post. They bounce off walls. A wall in the view is a light bar at its edge; where there is
+//! none, the wall stands outside, and the shape is gone for ten frames or more, longer than a model's newest frames
+//! reach back, and must come back as it was. What a scene begins with tells all that happens: everybody is in sight, and
+//! so are the walls. Where everything is at any time follows from the seed in closed form, which is what [`Measure`]
+//! holds a generated video against.
 //!
 //! A frame has 24 x 32 pixels of three channels; there are 8 frames a second, and a clip for training has 5 seconds.
 

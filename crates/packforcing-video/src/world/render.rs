@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 
 /// Points along each side of a pixel that are looked at.
 const POINTS: usize = 4;
+/// A wall.
+const LIGHT: [f64; 3] = [0.7, 0.7, 0.72];
 /// The post.
 const DARK: [f64; 3] = [0.03, 0.03, 0.04];
 
@@ -55,7 +57,12 @@ impl Scene {
             for col in 0..COLS {
                 let covered = coverage(lane.shape, lane.radius, x, lane.y, row, col);
                 let post = self.post_covers(col);
-                let behind = self.texture(row, col);
+                let [left, right] = lane.walls_in_view();
+                let behind = match col {
+                    0 if left => LIGHT,
+                    col if col + 1 == COLS && right => LIGHT,
+                    _ => self.texture(row, col),
+                };
                 let mixed = std::array::from_fn(|c| {
                     let open = covered * color[c] + (1.0 - covered) * behind[c];
                     (post * DARK[c] + (1.0 - post) * open) as f32

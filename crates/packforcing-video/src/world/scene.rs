@@ -129,6 +129,11 @@ impl Sprite {
         self.x_after(self.speed * frame as f64)
     }
 
+    /// Whether there is a wall to see, on the left and on the right.
+    pub fn walls_in_view(&self) -> [bool; 2] {
+        [self.walls[0] > 0.0, self.walls[1] < COLS as f64]
+    }
+
     /// Most frames in a row, of those of its whole path, of which it is out of the view entirely.
     pub fn longest_absence(&self) -> usize {
         let beyond = (-self.radius - self.walls[0]).max(self.walls[1] - COLS as f64 - self.radius);
@@ -150,6 +155,9 @@ pub struct Scene {
     /// One on each lane, from the top.
     pub sprites: [Sprite; LANES],
 }
+
+/// Columns that a wall in the view takes.
+const WALL: f64 = 1.0;
 
 /// What tells scenes to learn from and held-out ones apart.
 const TRAINING: u64 = 0x7261_696e;
@@ -175,6 +183,7 @@ impl Scene {
         let background = Background::ALL[rng.below(Background::ALL.len())];
         let offset = [rng.between(0.0, 16.0), rng.between(0.0, 16.0)];
         let post = rng.between(9.0, 19.0);
+        let post = [post, post + rng.between(3.5, 5.0)];
         let mut colors = Color::ALL;
         rng.shuffle(&mut colors);
         // One at least leaves the view.
@@ -183,30 +192,39 @@ impl Scene {
             background,
             shades,
             offset,
-            post: [post, post + rng.between(3.5, 5.0)],
-            sprites: std::array::from_fn(|lane| sprite(rng, lane, colors[lane], lane == leaves)),
+            post,
+            sprites: std::array::from_fn(|lane| sprite(rng, lane, colors[lane], lane == leaves, post)),
         }
     }
 }
 
-/// Bounces off walls in the view or, on one side, outside; it begins in the view.
-fn sprite(rng: &mut Rng, lane: usize, color: Color, leaves: bool) -> Sprite {
+/// Bounces off walls in the view or, on one side, outside; it begins in the view, before or behind the post.
+fn sprite(rng: &mut Rng, lane: usize, color: Color, leaves: bool, post: [f64; 2]) -> Sprite {
     let shape = Shape::ALL[rng.below(Shape::ALL.len())];
     let radius = rng.between(3.2, 3.7);
     let speed = rng.between(0.9, 1.6);
     let slack = 0.5 * LANE_ROWS as f64 - radius;
     let y = (lane as f64 + 0.5) * LANE_ROWS as f64 + rng.between(-slack, slack);
-    let edges = [radius, COLS as f64 - radius];
-    // Gone for 9 to 14 frames: more than a recent block and the one that is made have together.
-    let beyond = radius + 0.5 * speed * rng.between(9.0, 14.0);
+    let edges = [WALL + radius, COLS as f64 - WALL - radius];
+    // Gone for 10 to 12 frames: more than a recent block and the one that is made have together.
+    let beyond = radius + 0.5 * speed * rng.between(10.0, 12.0);
     let side = if leaves { rng.below(2) } else { rng.below(3) };
     let walls = match side {
         0 => [-beyond, edges[1]],
         1 => [edges[0], COLS as f64 + beyond],
         _ => edges,
     };
-    // One of the two ways over a place in the view.
-    let x = rng.between(edges[0] + 1.0, edges[1] - 1.0);
+    // One of the two ways over a place where all of it is in sight: the post leaves room on one side at least.
+    let (before, behind) = (
+        (post[0] - radius - edges[0]).max(0.0),
+        (edges[1] - post[1] - radius).max(0.0),
+    );
+    let room = rng.between(0.0, before + behind);
+    let x = if room < before {
+        edges[0] + room
+    } else {
+        post[1] + radius + room - before
+    };
     let there = x - walls[0];
     let start = if rng.below(2) == 0 {
         there
@@ -243,7 +261,12 @@ mod tests {
                 let rows = [lane * LANE_ROWS, (lane + 1) * LANE_ROWS].map(|row| row as f64);
                 assert!(sprite.y - sprite.radius >= rows[0] && sprite.y + sprite.radius <= rows[1]);
                 let first = sprite.x(0);
-                assert!(first >= sprite.radius && first <= COLS as f64 - sprite.radius);
+                assert!(first >= sprite.radius + WALL && first <= COLS as f64 - WALL - sprite.radius);
+                let [left, right] = scene.post;
+                assert!(first + sprite.radius <= left + 1e-9 || first - sprite.radius >= right - 1e-9);
+                let inside = [sprite.walls[0] > 0.0, sprite.walls[1] < COLS as f64];
+                assert_eq!(sprite.walls_in_view(), inside);
+                assert!(inside[0] || inside[1]);
 
                 let (mut gone, mut longest) = (0, 0);
                 for frame in 1..2000 {
@@ -258,7 +281,7 @@ mod tests {
                     gone_long += usize::from(gone == 9 && frame < SHORT);
                 }
                 assert!(longest <= sprite.longest_absence() && longest + 1 >= sprite.longest_absence());
-                assert!(longest == 0 || (8..=15).contains(&longest), "gone for {longest}");
+                assert!(longest == 0 || (9..=13).contains(&longest), "gone for {longest}");
                 leaves |= longest > 0;
             }
             assert!(leaves, "one at least leaves the view");
