@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Tensor};
 use crate::attention::{SelfAttention, softmax_attention};
 use crate::config::{Config, Prediction};
 use crate::error::{Error, Result};
-use crate::fused::{add_rows, gelu, layer_norm, mul_rows, rms_norm};
+use crate::fused::{add_rows, add_scaled, gelu, layer_norm, linear, mul_rows, rms_norm};
 use crate::weights::Weights;
 
 /// Numbers of the modulation of a layer: shift, scale and gate of self-attention and of the
@@ -321,14 +321,7 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let rows = x.elem_count() / x.dim(D::Minus1)?;
-        let mut shape = x.dims().to_vec();
-        let flat = x.reshape((rows, x.dim(D::Minus1)?))?;
-        let out = add_rows(&flat.matmul(&self.weight.t()?)?, &self.bias)?;
-        if let Some(last) = shape.last_mut() {
-            *last = out.dim(1)?;
-        }
-        Ok(out.reshape(shape)?)
+        Ok(linear(x, &self.weight, &self.bias)?)
     }
 }
 
@@ -416,9 +409,8 @@ impl Layer {
         let dtype = x.dtype();
         let modulation = modulation.broadcast_add(&self.table.to_dtype(DType::F32)?.unsqueeze(0)?)?;
         let gated = |x: &Tensor, added: &Tensor, gate: usize| {
-            let added = added.to_dtype(DType::F32)?;
-            let added = mul_rows(&added, &modulation.narrow(2, gate, 1)?)?;
-            Ok::<_, Error>((x.to_dtype(DType::F32)? + added)?.to_dtype(dtype)?)
+            let [x, added] = [x.to_dtype(DType::F32)?, added.to_dtype(DType::F32)?];
+            Ok::<_, Error>(add_scaled(&x, &added, &modulation.narrow(2, gate, 1)?)?.to_dtype(dtype)?)
         };
 
         let normed = modulate(&layer_norm(x, config.eps)?, &modulation, 0, dtype)?;

@@ -161,6 +161,15 @@ pub(super) fn add_rows(out: &mut [f32], a: &[f32], rows: &[f32], width: usize) {
     widest(|| join_rows(out, a, rows, width, |a, row| a + row));
 }
 
+/// Adds a row to all of them.
+pub(super) fn add_row(rows: &mut [f32], row: &[f32]) {
+    widest(|| {
+        for to in rows.chunks_exact_mut(row.len()) {
+            to.iter_mut().zip(row).for_each(|(to, &add)| *to += add);
+        }
+    });
+}
+
 #[inline(always)]
 fn join_rows(out: &mut [f32], a: &[f32], rows: &[f32], width: usize, f: impl Fn(f32, f32) -> f32) {
     let run = a.len() / (rows.len() / width);

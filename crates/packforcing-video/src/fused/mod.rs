@@ -6,6 +6,7 @@
 pub(crate) mod in_place;
 mod loops;
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Error, Layout, Result, Shape, Tensor};
 
 /// Whether the loops take a tensor.
@@ -60,6 +61,30 @@ pub(crate) fn add_rows(x: &Tensor, rows: &Tensor) -> Result<Tensor> {
     match takes(x) && takes(rows) {
         true => x.contiguous()?.apply_op2(&rows.contiguous()?, AddRows),
         false => composed::join_rows(x, rows, Tensor::broadcast_add),
+    }
+}
+
+/// `x` by a matrix `[to, from]`, and a row `[to]`.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let from = x.dim(D::Minus1)?;
+    let flat = x.reshape(((), from))?.contiguous()?;
+    let out = match [x, weight, bias].into_iter().all(takes) {
+        true => flat.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)?,
+        false => flat.matmul(&weight.t()?)?.broadcast_add(bias)?,
+    };
+    let mut shape = x.dims().to_vec();
+    shape.pop();
+    shape.push(weight.dim(0)?);
+    out.reshape(shape)
+}
+
+/// `x` and `added` by rows, as in [`mul_rows`].
+pub(crate) fn add_scaled(x: &Tensor, added: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    match [x, added, rows].into_iter().all(takes) {
+        true => x
+            .contiguous()?
+            .apply_op3(&added.contiguous()?, &rows.contiguous()?, AddScaled),
+        false => x + composed::join_rows(added, rows, Tensor::broadcast_mul)?,
     }
 }
 
@@ -286,6 +311,91 @@ impl CustomOp1 for SumRows {
     }
 }
 
+struct Linear;
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        l: &Layout,
+        weight: &CpuStorage,
+        wl: &Layout,
+        bias: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, from) = l.shape().dims2()?;
+        let (to, inner) = wl.shape().dims2()?;
+        if inner != from || bl.shape().elem_count() != to {
+            candle_core::bail!("{:?} by {:?} and {:?}", l.shape(), wl.shape(), bl.shape());
+        }
+        let mut out = x.matmul(weight, (1, rows, to, from), l, &wl.transpose(0, 1)?)?;
+        if let CpuStorage::F32(out) = &mut out {
+            loops::add_row(out, numbers(bias, bl)?);
+        }
+        Ok((out, (rows, to).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let gradient = gradient.contiguous()?;
+        let sums = gradient.apply_op1_no_bwd(&SumRows(bias.shape().clone()))?;
+        let of_weight = gradient.t()?.matmul(x)?;
+        Ok((Some(gradient.matmul(weight)?), Some(of_weight), Some(sums)))
+    }
+}
+
+struct AddScaled;
+
+impl CustomOp3 for AddScaled {
+    fn name(&self) -> &'static str {
+        "add-scaled"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        l: &Layout,
+        added: &CpuStorage,
+        al: &Layout,
+        rows: &CpuStorage,
+        rl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, added, rows) = (numbers(x, l)?, numbers(added, al)?, numbers(rows, rl)?);
+        let width = check_rows(l, rl)?;
+        if x.len() != added.len() {
+            candle_core::bail!("{:?} and {:?}", l.shape(), al.shape());
+        }
+        made(l.shape(), |out| {
+            loops::mul_rows(out, added, rows, width);
+            loops::join(out, x, |scaled, x| x + scaled);
+        })
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        added: &Tensor,
+        rows: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let gradient = gradient.contiguous()?;
+        let of_rows = added.apply_op2_no_bwd(&gradient, &SumProducts(rows.shape().clone()))?;
+        let of_added = gradient.apply_op2_no_bwd(rows, &MulRows)?;
+        Ok((Some(gradient), Some(of_added), Some(of_rows)))
+    }
+}
+
 struct Rotate {
     back: bool,
 }
@@ -443,6 +553,26 @@ mod tests {
                 );
             }
         }
+        let (x, y, rows) = (
+            normal(3, &[2, 6, 50]),
+            normal(4, &[2, 6, 50]),
+            normal(5, &[2, 3, 1, 50]),
+        );
+        hold(
+            "gates",
+            &[x.clone(), y.clone(), rows.clone()],
+            [&|| add_scaled(&x, &y, &rows)?.sqr(), &|| {
+                (x.as_tensor() + composed::join_rows(&y, &rows, Tensor::broadcast_mul)?)?.sqr()
+            }],
+        );
+        let (weight, bias) = (normal(6, &[20, 50]), normal(7, &[20]));
+        hold(
+            "linear",
+            &[x.clone(), weight.clone(), bias.clone()],
+            [&|| linear(&x, &weight, &bias)?.sqr(), &|| {
+                x.broadcast_matmul(&weight.t()?)?.broadcast_add(&bias)?.sqr()
+            }],
+        );
         let x = normal(3, &[2, 5, 3, 8]);
         let angles = normal(4, &[5, 4]);
         let (cos, sin) = (
@@ -466,6 +596,9 @@ mod tests {
         let x = normal(5, &[4, 6]);
         assert!(mul_rows(&x, &normal(6, &[3, 6])).is_err());
         assert!(add_rows(&x, &normal(6, &[2, 3])).is_err());
+        assert!(add_scaled(&x, &normal(6, &[3, 6]), &normal(7, &[1, 6])).is_err());
+        assert!(linear(&x, &normal(6, &[2, 5]), &normal(7, &[2])).is_err());
+        assert!(linear(&x, &normal(6, &[2, 6]), &normal(7, &[3])).is_err());
     }
 
     #[test]
