@@ -1,10 +1,10 @@
 //! Self-attention of a model's layers over what the frames may see: three kinds, one interface.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use packforcing::cache::Pass;
 use packforcing::{Grid, Rope3d};
 
-use crate::fused::{rotate, softmax};
+use crate::fused::{Sight, rotate, sighted_attention, softmax_attention};
 
 /// How queries meet keys. The model norms them, whoever attends turns them by their positions.
 pub trait SelfAttention {
@@ -150,32 +150,40 @@ impl Window {
         })
     }
 
-    /// Keys or values that a streamed block sees, of those of all streamed blocks and of the compressed ones.
-    fn seen_by(&self, block: usize, all: &Tensor, mids: Option<&Tensor>) -> Result<Tensor> {
-        let past = (self.layout.sink + self.layout.recent).min(block);
-        let mut parts = vec![all.narrow(1, 0, past * self.tokens)?];
-        // The sink is older than every compressed block.
-        parts.extend(mids.filter(|_| block >= self.layout.sink).cloned());
-        parts.push(all.narrow(1, block * self.tokens, self.tokens)?);
-        if past == 0 {
-            parts.remove(0);
-        }
-        Tensor::cat(&parts, 1)
+    /// What each streamed block sees: tokens of the streamed blocks, behind which the compressed ones stand.
+    fn sights(&self, mids: usize) -> Vec<Sight> {
+        let Layout {
+            sink, recent, versions, ..
+        } = self.layout;
+        let block = |number: usize| number * self.tokens..(number + 1) * self.tokens;
+        let (past, all) = (sink + recent, sink + recent + versions);
+        let compressed = all * self.tokens..all * self.tokens + mids;
+        let each = (0..all).map(|number| {
+            let mut keys: Vec<_> = (0..past.min(number)).map(block).collect();
+            // The sink is older than every compressed block.
+            if number >= sink && mids > 0 {
+                keys.push(compressed.clone());
+            }
+            keys.push(block(number));
+            Sight {
+                queries: block(number),
+                keys,
+            }
+        });
+        each.collect()
     }
 }
 
 impl SelfAttention for Window {
     fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (q, k) = (self.rotation.apply(q)?, self.rotation.apply(k)?);
-        let mids = self.mids.get(layer);
-        let blocks = self.layout.sink + self.layout.recent + self.layout.versions;
-        let each = (0..blocks).map(|block| {
-            let q = q.narrow(1, block * self.tokens, self.tokens)?;
-            let k = self.seen_by(block, &k, mids.map(|m| &m.0))?;
-            let v = self.seen_by(block, v, mids.map(|m| &m.1))?;
-            softmax_attention(&q, &k, &v, None)
-        });
-        Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 1)
+        match self.mids.get(layer) {
+            Some((mid_k, mid_v)) => {
+                let (k, v) = (Tensor::cat(&[&k, mid_k], 1)?, Tensor::cat(&[v, mid_v], 1)?);
+                sighted_attention(&q, &k, &v, &self.sights(mid_k.dim(1)?))
+            }
+            None => sighted_attention(&q, &k, v, &self.sights(0)),
+        }
     }
 }
 
@@ -329,20 +337,4 @@ impl Rotation {
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         rotate(&x.to_dtype(DType::F32)?, &self.cos, &self.sin)?.to_dtype(x.dtype())
     }
-}
-
-/// Softmax attention in candle's own ops: `[batch, tokens, heads, dim]` over keys and values of the
-/// same layout.
-pub(crate) fn softmax_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let heads = |x: &Tensor| x.transpose(1, 2)?.contiguous();
-    let scale = (q.dim(D::Minus1)? as f64).sqrt().recip();
-    // Queries are fewer than logits.
-    let (q, k, v) = (heads(&(q * scale)?)?, heads(k)?, heads(v)?);
-    let logits = q.matmul(&k.t()?)?.to_dtype(DType::F32)?;
-    let logits = match mask {
-        Some(mask) => logits.broadcast_add(mask)?,
-        None => logits,
-    };
-    let weights = softmax(&logits)?.to_dtype(v.dtype())?;
-    weights.matmul(&v)?.transpose(1, 2)
 }

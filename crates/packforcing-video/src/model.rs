@@ -2,10 +2,10 @@
 
 use candle_core::{D, DType, Device, Tensor};
 
-use crate::attention::{SelfAttention, softmax_attention};
+use crate::attention::SelfAttention;
 use crate::config::{Config, Prediction};
 use crate::error::{Error, Result};
-use crate::fused::{add_rows, add_scaled, gelu, layer_norm, linear, mul_rows, rms_norm};
+use crate::fused::{add_rows, add_scaled, gelu, layer_norm, linear, mul_rows, rms_norm, softmax_attention};
 use crate::weights::Weights;
 
 /// Numbers of the modulation of a layer: shift, scale and gate of self-attention and of the

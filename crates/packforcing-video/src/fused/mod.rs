@@ -3,11 +3,14 @@
 //! On the CPU in f32 these are ops of their own: put together from candle's they take more time than the products.
 //! Elsewhere they are put together, in [`composed`], which is also what tests hold them against.
 
+mod attention;
 pub(crate) mod in_place;
 mod loops;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Error, Layout, Result, Shape, Tensor};
+
+pub(crate) use attention::{Sight, sighted_attention, softmax_attention};
 
 /// Whether the loops take a tensor.
 pub(crate) fn takes(x: &Tensor) -> bool {
@@ -486,13 +489,13 @@ mod tests {
     use super::*;
     use candle_core::{Device, Var};
 
-    fn normal(seed: u64, shape: &[usize]) -> Var {
+    pub fn normal(seed: u64, shape: &[usize]) -> Var {
         let mut random = crate::RandomWeights::new(seed, DType::F32, &Device::Cpu).expect("the CPU");
         Var::from_tensor(&random.normal(shape, 1.0).expect("numbers")).expect("a variable")
     }
 
     /// Values and gradients of both, under a loss that treats every number in its own way.
-    fn hold(name: &str, inputs: &[Var], both: [&dyn Fn() -> Result<Tensor>; 2]) {
+    pub fn hold(name: &str, inputs: &[Var], both: [&dyn Fn() -> Result<Tensor>; 2]) {
         let [a, b] = both.map(|f| {
             let value = f().expect(name);
             let loss = (&value * normal(77, value.dims()).as_tensor()).and_then(|l| l.sum_all());
