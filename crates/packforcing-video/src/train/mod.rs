@@ -72,7 +72,7 @@ impl Default for TrainConfig {
     fn default() -> TrainConfig {
         TrainConfig {
             seed: 1,
-            steps: 20_000,
+            steps: 16_000,
             parts: 2,
             batch: 4,
             versions: 3,
