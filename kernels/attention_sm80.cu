@@ -26,6 +26,7 @@
 #include <ptx.cuh>
 #include <rope.cuh>
 #include <softmax.cuh>
+#include <tiles.cuh>
 #include <types.cuh>
 
 namespace {
@@ -52,40 +53,6 @@ struct Place {
   int row;  // first query
 };
 
-// A tile of keys.
-struct Tile {
-  Segment segment;
-  int index;  // of the segment
-  int first;  // key, counted from the segment's start
-  int keys;   // 0: past the last segment
-
-  __device__ bool by_key(const AttentionParams& p) const {
-    return keys < kKeys || (segment.slot_bias != 0 && p.slot_bias != 0) || !(p.scale > 0.0f);
-  }
-};
-
-// The tile at `first` of segment `index`, or the first one behind it.
-__device__ __forceinline__ Tile seek(const AttentionParams& p, int stream, int count, int index, int first) {
-  Tile tile;
-  tile.keys = 0;
-  for (tile.index = index, tile.first = first; tile.index < count; tile.index++, tile.first = 0) {
-    tile.segment = load(address<const Segment>(p.segments) + static_cast<int64_t>(stream) * p.max_segments + tile.index);
-    if (tile.first < tile.segment.tokens) {
-      tile.keys = min(kKeys, tile.segment.tokens - tile.first);
-      break;
-    }
-  }
-  return tile;
-}
-
-__device__ __forceinline__ Tile after(const AttentionParams& p, int stream, int count, const Tile& tile) {
-  Tile next = tile;
-  next.first += kKeys;
-  if (next.first >= tile.segment.tokens) return seek(p, stream, count, tile.index + 1, 0);
-  next.keys = min(kKeys, tile.segment.tokens - next.first);
-  return next;
-}
-
 // Sends for the block's queries; rows past the end become 0.
 template <class T, int Dim>
 __device__ __forceinline__ void fetch_queries(const AttentionParams& p, Plan<T, Dim>& plan, const Place& at) {
@@ -103,7 +70,7 @@ __device__ __forceinline__ void fetch_queries(const AttentionParams& p, Plan<T, 
 
 // Sends for a tile's keys and values, and makes what else it needs.
 template <class T, int Dim>
-__device__ __forceinline__ void fetch(const AttentionParams& p, Plan<T, Dim>& plan, const Place& at, const Tile& tile,
+__device__ __forceinline__ void fetch(const AttentionParams& p, Plan<T, Dim>& plan, const Place& at, const Tile<kKeys>& tile,
                                       int stage) {
   constexpr int kChunks = Dim / 8;
   const int32_t* pages =
@@ -126,7 +93,7 @@ __device__ __forceinline__ void fetch(const AttentionParams& p, Plan<T, Dim>& pl
   int i = threadIdx.x;
   if (i < kKeys && tile.by_key(p)) {
     float bias = i < tile.keys ? 0.0f : -INFINITY;
-    if (i < tile.keys && tile.segment.slot_bias != 0 && p.slot_bias != 0) {
+    if (i < tile.keys && tile.by_slot(p)) {
       int token = tile.first + i;
       int64_t page = load(pages + token / p.page_tokens);
       const float* biases = address<const float>(p.slot_bias) + at.kv_head * p.bias_strides[1];
@@ -177,14 +144,14 @@ __device__ __forceinline__ void attend(const AttentionParams& p) {
   float o[Dim / 8][4] = {};
   SoftmaxRow rows[2];
 
-  Tile tile = seek(p, at.stream, count, 0, 0);
+  Tile<kKeys> tile = seek<kKeys>(p, at.stream, count, 0, 0);
   if (tile.keys > 0) {
     fetch_queries(p, plan, at);
     fetch(p, plan, at, tile, 0);
     cp_async_commit();
   }
   for (int stage = 0; tile.keys > 0; stage ^= 1) {
-    const Tile next = after(p, at.stream, count, tile);
+    const Tile<kKeys> next = after(p, at.stream, count, tile);
     cp_async_wait<0>();
     __syncthreads();  // this tile is here, and everyone is done with the one before it
     if (next.keys > 0) {

@@ -65,6 +65,21 @@ typedef struct AttentionParams {
   float scale; /* of the logits, natural */
 } AttentionParams;
 
+/* What the copy engine of sm_90 reads a tensor by: opaque to the kernels, made by the launcher. */
+typedef struct TensorMap {
+  uint64_t words[16];
+} __attribute__((aligned(128))) TensorMap;
+
+/* Of attention_sm90: k and v as (column, token in page, kv head, page), in boxes of 64 columns times
+ * `box_tokens` tokens. */
+typedef struct AttentionSm90Params {
+  TensorMap k;
+  TensorMap v;
+  AttentionParams a;
+  int32_t box_tokens; /* divides the kernel's tile of keys, and page_tokens or no box crosses a page's end */
+  int32_t reserved;
+} AttentionSm90Params;
+
 typedef struct MergeStatesParams {
   uint64_t a_out; /* T [rows, heads, dim] */
   uint64_t a_lse; /* f32 [rows, heads] */

@@ -104,6 +104,40 @@ const _: () = {
     ["Offset of field: AttentionParams::scale"][::core::mem::offset_of!(AttentionParams, scale) - 756usize];
 };
 #[repr(C)]
+#[repr(align(128))]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct TensorMap {
+    pub words: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TensorMap"][::core::mem::size_of::<TensorMap>() - 128usize];
+    ["Alignment of TensorMap"][::core::mem::align_of::<TensorMap>() - 128usize];
+    ["Offset of field: TensorMap::words"][::core::mem::offset_of!(TensorMap, words) - 0usize];
+};
+#[repr(C)]
+#[repr(align(128))]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct AttentionSm90Params {
+    pub k: TensorMap,
+    pub v: TensorMap,
+    pub a: AttentionParams,
+    pub box_tokens: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionSm90Params"][::core::mem::size_of::<AttentionSm90Params>() - 1024usize];
+    ["Alignment of AttentionSm90Params"][::core::mem::align_of::<AttentionSm90Params>() - 128usize];
+    ["Offset of field: AttentionSm90Params::k"][::core::mem::offset_of!(AttentionSm90Params, k) - 0usize];
+    ["Offset of field: AttentionSm90Params::v"][::core::mem::offset_of!(AttentionSm90Params, v) - 128usize];
+    ["Offset of field: AttentionSm90Params::a"][::core::mem::offset_of!(AttentionSm90Params, a) - 256usize];
+    ["Offset of field: AttentionSm90Params::box_tokens"]
+        [::core::mem::offset_of!(AttentionSm90Params, box_tokens) - 1016usize];
+    ["Offset of field: AttentionSm90Params::reserved"]
+        [::core::mem::offset_of!(AttentionSm90Params, reserved) - 1020usize];
+};
+#[repr(C)]
 #[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct MergeStatesParams {
     pub a_out: u64,

@@ -91,7 +91,7 @@ pub mod schedule;
 pub mod tensor;
 pub mod units;
 
-pub use device::{Device, DeviceKind, SimtOptions};
+pub use device::{Device, DeviceKind, SimtCard, SimtOptions};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use rope::Rope3d;

@@ -1,275 +1,15 @@
 //! Attention against its formula, on every device.
 mod common;
+#[path = "common/problem.rs"]
+mod problem;
 
 use approx::assert_abs_diff_eq;
 use common::{Errors, Golden, Rng, Suite, rounded, widen};
-use packforcing::dtype::{bf16, f16};
 use packforcing::ops::attention::reference::{self, rotated};
-use packforcing::ops::attention::{Attention, attention};
-use packforcing::paging::{Context, KvPages, Segment};
+use packforcing::ops::attention::{Attention, Kernel, attention};
+use packforcing::paging::{Context, KvPages};
 use packforcing::{DType, Device, DeviceKind, Error, Rope3d, Tensor, View, ViewMut};
-
-/// What one segment of a stream is like.
-#[derive(Debug, Clone, Copy)]
-struct Part {
-    tokens: usize,
-    rotation: f32,
-    key_bias: f32,
-    slot_bias: bool,
-}
-
-const fn part(tokens: usize) -> Part {
-    Part {
-        tokens,
-        rotation: 0.0,
-        key_bias: 0.0,
-        slot_bias: false,
-    }
-}
-
-/// A whole problem in host memory, keys in the order of their segments.
-#[derive(Debug, Clone)]
-struct Problem {
-    dtype: DType,
-    tokens: usize,
-    q_heads: usize,
-    kv_heads: usize,
-    dim: usize,
-    scale: f32,
-    streams: Vec<Vec<Part>>,
-    q: Vec<f32>,         // [streams, tokens, q_heads, dim]
-    k: Vec<Vec<f32>>,    // a stream: [keys, kv_heads, dim]
-    v: Vec<Vec<f32>>,    // a stream: [keys, kv_heads, dim]
-    bias: Vec<Vec<f32>>, // a stream: [keys, kv_heads]
-}
-
-impl Problem {
-    fn random(
-        rng: &mut Rng,
-        dtype: DType,
-        tokens: usize,
-        heads: [usize; 2],
-        dim: usize,
-        streams: &[Vec<Part>],
-    ) -> Problem {
-        let [q_heads, kv_heads] = heads;
-        let keys: Vec<usize> = streams.iter().map(|s| s.iter().map(|p| p.tokens).sum()).collect();
-        let mut rows = |n: &usize| rounded(dtype, &rng.normals(n * kv_heads * dim));
-        let (k, v) = (
-            keys.iter().map(&mut rows).collect(),
-            keys.iter().map(&mut rows).collect(),
-        );
-        Problem {
-            dtype,
-            tokens,
-            q_heads,
-            kv_heads,
-            dim,
-            scale: 1.0 / (dim as f32).sqrt(),
-            streams: streams.to_vec(),
-            q: rounded(dtype, &rng.normals(streams.len() * tokens * q_heads * dim)),
-            k,
-            v,
-            bias: keys.iter().map(|n| rng.normals(n * kv_heads)).collect(),
-        }
-    }
-
-    fn rope(&self) -> Rope3d {
-        Rope3d::wan(self.dim)
-    }
-
-    fn frequencies(&self) -> Vec<f64> {
-        (0..self.rope().pairs()[0]).map(|p| self.rope().frequency(p)).collect()
-    }
-
-    fn row(&self, stream: usize, token: usize, head: usize) -> usize {
-        (stream * self.tokens + token) * self.q_heads + head
-    }
-
-    /// `f(stream, q, keys of its head as (segment, key, value, bias))` for every query, in order.
-    fn each(&self, mut f: impl FnMut(usize, usize, &[f32])) {
-        for stream in 0..self.streams.len() {
-            for token in 0..self.tokens {
-                for head in 0..self.q_heads {
-                    let q = &self.q[self.row(stream, token, head) * self.dim..][..self.dim];
-                    f(stream, head / (self.q_heads / self.kv_heads), q);
-                }
-            }
-        }
-    }
-
-    /// The reference: out and lse.
-    fn truth(&self) -> (Vec<f64>, Vec<f64>) {
-        let wide = |x: &Vec<Vec<f32>>| x.iter().map(|x| widen(x)).collect::<Vec<_>>();
-        let (k, v, bias) = (wide(&self.k), wide(&self.v), wide(&self.bias));
-        let (mut out, mut lse) = (Vec::new(), Vec::new());
-        let frequencies = self.frequencies();
-        self.each(|stream, head, q| {
-            let mut first = 0;
-            let segments: Vec<_> = self.streams[stream]
-                .iter()
-                .map(|part| {
-                    let keys = first..first + part.tokens;
-                    first = keys.end;
-                    let key = |j: usize| {
-                        let row = j * self.kv_heads + head;
-                        let slot = if part.slot_bias { bias[stream][row] } else { 0.0 };
-                        reference::Key {
-                            k: &k[stream][row * self.dim..][..self.dim],
-                            v: &v[stream][row * self.dim..][..self.dim],
-                            bias: f64::from(part.key_bias) + slot,
-                        }
-                    };
-                    reference::Segment {
-                        rotation: part.rotation.into(),
-                        keys: keys.map(key).collect(),
-                    }
-                })
-                .collect();
-            let (o, l) = reference::attention(&widen(q), &segments, &frequencies, self.scale.into());
-            out.extend(o);
-            lse.push(l);
-        });
-        (out, lse)
-    }
-
-    /// The same in the dtype, as plainly as can be: turned queries, weights and results are rounded
-    /// to the dtype, everything between is f32. What devices' errors are measured by.
-    fn plain(&self) -> (Vec<f32>, Vec<f32>) {
-        let round = |x: f32| match self.dtype {
-            DType::F32 => x,
-            DType::F16 => f16::from_f32(x).to_f32(),
-            _ => bf16::from_f32(x).to_f32(),
-        };
-        let frequencies = self.frequencies();
-        let (mut out, mut lse) = (Vec::new(), Vec::new());
-        self.each(|stream, head, q| {
-            let (mut logits, mut row) = (Vec::new(), head);
-            for part in &self.streams[stream] {
-                let mut turned = q.to_vec();
-                for (pair, frequency) in turned.chunks_exact_mut(2).zip(&frequencies) {
-                    let (sin, cos) = (f64::from(part.rotation) * frequency).sin_cos();
-                    let (sin, cos, x, y) = (sin as f32, cos as f32, pair[0], pair[1]);
-                    (pair[0], pair[1]) = (round(x * cos - y * sin), round(x * sin + y * cos));
-                }
-                for _ in 0..part.tokens {
-                    let k = &self.k[stream][row * self.dim..][..self.dim];
-                    let dot: f32 = turned.iter().zip(k).map(|(q, k)| q * k).sum();
-                    let slot = if part.slot_bias { self.bias[stream][row] } else { 0.0 };
-                    logits.push(dot * self.scale + part.key_bias + slot);
-                    row += self.kv_heads;
-                }
-            }
-            let max = logits.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-            let mut sum = 0.0;
-            let mut o = vec![0.0; self.dim];
-            for (j, logit) in logits.iter().enumerate() {
-                let p = (logit - max).exp();
-                sum += p;
-                let v = &self.v[stream][(j * self.kv_heads + head) * self.dim..];
-                o.iter_mut().zip(v).for_each(|(o, v)| *o += round(p) * v);
-            }
-            out.extend(o.iter().map(|o| round(o / sum)));
-            lse.push(max + sum.ln());
-        });
-        (out, lse)
-    }
-
-    /// Pages and a context in a random order, NaN in every slot that no segment holds.
-    fn placed(&self, device: &Device, page_tokens: usize, rng: &mut Rng) -> Placed {
-        let pages_of = |p: &Part| p.tokens.div_ceil(page_tokens);
-        let used: usize = self.streams.iter().flatten().map(pages_of).sum();
-        let pages = used + 3;
-        let mut free: Vec<u32> = (0..pages as u32).collect();
-        rng.shuffle(&mut free);
-        let (heads, dim) = (self.kv_heads, self.dim);
-        let mut k = vec![f32::NAN; pages * heads * page_tokens * dim];
-        let mut v = k.clone();
-        let mut slot_bias = vec![f32::NAN; pages * heads * page_tokens];
-        let mut streams = Vec::new();
-        for (stream, parts) in self.streams.iter().enumerate() {
-            let mut key = 0;
-            let mut segments = Vec::new();
-            for part in parts {
-                let list: Vec<u32> = free.split_off(free.len() - pages_of(part));
-                for token in 0..part.tokens {
-                    for head in 0..heads {
-                        let page = list[token / page_tokens] as usize;
-                        let slot = (page * heads + head) * page_tokens + token % page_tokens;
-                        let row = key * heads + head;
-                        k[slot * dim..][..dim].copy_from_slice(&self.k[stream][row * dim..][..dim]);
-                        v[slot * dim..][..dim].copy_from_slice(&self.v[stream][row * dim..][..dim]);
-                        slot_bias[slot] = self.bias[stream][row];
-                    }
-                    key += 1;
-                }
-                segments.push(Segment {
-                    rotation: part.rotation,
-                    key_bias: part.key_bias,
-                    slot_bias: part.slot_bias,
-                    ..Segment::new(list, part.tokens)
-                });
-            }
-            streams.push(segments);
-        }
-        let shape = [pages, heads, page_tokens, dim];
-        Placed {
-            q: tensor(
-                device,
-                self.dtype,
-                &self.q,
-                &[self.streams.len(), self.tokens, self.q_heads, dim],
-            ),
-            k: tensor(device, self.dtype, &k, &shape),
-            v: tensor(device, self.dtype, &v, &shape),
-            slot_bias: tensor(device, DType::F32, &slot_bias, &shape[..3]),
-            context: Context::from_host(device, (pages, page_tokens), &streams).expect("a context"),
-            rope: self.rope(),
-            scale: self.scale,
-        }
-    }
-}
-
-fn tensor(device: &Device, dtype: DType, data: &[f32], shape: &[usize]) -> Tensor {
-    Tensor::from_f32(device, dtype, data, shape).expect("a tensor")
-}
-
-/// A problem in a device's memory.
-struct Placed {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slot_bias: Tensor,
-    context: Context,
-    rope: Rope3d,
-    scale: f32,
-}
-
-impl Placed {
-    fn args(&self) -> Attention<'_> {
-        Attention {
-            q: self.q.view(),
-            kv: KvPages {
-                k: self.k.view(),
-                v: self.v.view(),
-                slot_bias: Some(self.slot_bias.view()),
-            },
-            context: &self.context,
-            rope: &self.rope,
-            scale: self.scale,
-        }
-    }
-
-    /// Out and lse, both poisoned before.
-    fn run(&self) -> (Vec<f32>, Vec<f32>) {
-        let (shape, device) = (self.q.shape(), self.q.device());
-        let poison = vec![f32::NAN; self.q.elements()];
-        let mut out = tensor(device, self.q.dtype(), &poison, shape);
-        let mut lse = tensor(device, DType::F32, &poison[..poison.len() / shape[3]], &shape[..3]);
-        attention(&self.args(), &mut out.view_mut(), Some(&mut lse.view_mut())).expect("attention");
-        (out.to_f32_vec().expect("out"), lse.to_vec().expect("lse"))
-    }
-}
+use problem::{Part, Problem, absolute, check, dtypes, mixed, part, same, tensor, turned};
 
 fn golden_attention(golden: &Golden) {
     for case in golden.cases("attention") {
@@ -332,58 +72,6 @@ fn golden_rope(golden: &Golden) {
 }
 
 /// What a device takes.
-fn dtypes(device: &Device) -> &'static [DType] {
-    match device.kind() {
-        DeviceKind::Cpu => &[DType::F32, DType::F16, DType::BF16],
-        _ => &[DType::F16, DType::BF16],
-    }
-}
-
-fn turned(tokens: usize, rotation: f32) -> Part {
-    Part {
-        rotation,
-        ..part(tokens)
-    }
-}
-
-/// A stream like those of a long video: turned segments, biased ones, empty ones, one of one key.
-fn mixed(rng: &mut Rng, most: usize) -> Vec<Part> {
-    let count = rng.below(1..6);
-    (0..count)
-        .map(|_| Part {
-            tokens: match rng.below(0..4) {
-                0 => rng.below(0..2),
-                _ => rng.below(0..most + 1),
-            },
-            rotation: rng.below(0..2000) as f32 - 400.0,
-            key_bias: if rng.below(0..2) == 0 { 0.0 } else { rng.normal() as f32 },
-            slot_bias: rng.below(0..2) == 0,
-        })
-        .collect()
-}
-
-/// Runs a problem and holds it against the reference by the house's rule.
-fn check(problem: &Problem, device: &Device, page_tokens: usize, rng: &mut Rng) {
-    let (got, plain, truth) = (
-        problem.placed(device, page_tokens, rng).run(),
-        problem.plain(),
-        problem.truth(),
-    );
-    let largest = |x: &[f64]| x.iter().fold(1.0f64, |m, x| m.max(x.abs()));
-    // Where the plain implementation is exact by luck, a few roundings of f32 are no fault.
-    let floor = |truth: &[f64]| 4.0 * f64::from(f32::EPSILON) * largest(truth);
-    Errors::of(&got.0, &truth.0).within(Errors::of(&plain.0, &truth.0), floor(&truth.0));
-    absolute(&got.1, &truth.1).within(absolute(&plain.1, &truth.1), floor(&truth.1));
-}
-
-/// Of a logarithm only absolute errors mean anything.
-fn absolute(got: &[f32], truth: &[f64]) -> Errors {
-    Errors {
-        rel_l2: 0.0,
-        ..Errors::of(got, truth)
-    }
-}
-
 fn shapes_that_hurt(device: &Device) {
     let mut rng = Rng::new("shapes");
     let large = [(239, 1), (799, 3), (113, 203), (1023, 1024)];
@@ -446,34 +134,25 @@ fn any_scale(device: &Device) {
     }
 }
 
-/// Two results are the same to the last bit.
-#[track_caller]
-fn same(got: &(Vec<f32>, Vec<f32>), expected: &(Vec<f32>, Vec<f32>), what: &str) {
-    let (got, expected) = (bits(got), bits(expected));
-    let differing = got.iter().zip(&expected).filter(|(a, b)| a != b).count();
-    assert!(
-        got.len() == expected.len() && differing == 0,
-        "{what}: {differing} differ"
-    );
-}
-
-fn bits(x: &(Vec<f32>, Vec<f32>)) -> Vec<u32> {
-    x.0.iter().chain(&x.1).map(|x| x.to_bits()).collect()
-}
-
 /// Pages of any size in any order, and none at all (a page as long as the longest segment), and a
 /// second run.
 fn paged_equals_contiguous(device: &Device) {
+    // A page size that another kernel does not take would have this one's bits.
+    let any_page = match device.kind() {
+        DeviceKind::Cpu => Kernel::Auto,
+        _ => Kernel::Sm80,
+    };
     let mut rng = Rng::new("pages");
     for &dtype in dtypes(device) {
         let stream = vec![turned(150, 3.0), turned(1, -7.5), part(64), turned(70, 900.0)];
         let problem = Problem::random(&mut rng, dtype, 70, [2, 1], 64, &[stream]);
         let whole = problem.placed(device, 150, &mut rng);
-        let expected = whole.run();
-        same(&whole.run(), &expected, "a second run");
+        let expected = whole.run_by(any_page);
+        same(&whole.run_by(any_page), &expected, "a second run");
         for page_tokens in [8, 16, 32, 96, 37] {
             let paged = problem.placed(device, page_tokens, &mut rng);
-            same(&paged.run(), &expected, &format!("{dtype}, pages of {page_tokens}"));
+            let got = paged.run_by(any_page);
+            same(&got, &expected, &format!("{dtype}, pages of {page_tokens}"));
         }
     }
 }
@@ -954,18 +633,22 @@ fn refused(name: &str, result: packforcing::Result<()>) {
 
 fn main() -> std::process::ExitCode {
     Suite::new()
-        .on_devices("shapes_that_hurt", shapes_that_hurt)
-        .on_devices("random_problems", random_problems)
-        .on_devices("any_scale", any_scale)
-        .on_devices("paged_equals_contiguous", paged_equals_contiguous)
-        .on_devices("streams_do_not_meet", streams_do_not_meet)
-        .on_devices("nothing_to_attend_to", nothing_to_attend_to)
-        .on_devices("exact_cases", exact_cases)
-        .on_devices("not_numbers", not_numbers)
-        .on_devices("strided", strided)
-        .on_devices("optional_parts", optional_parts)
-        .on_devices("bad_arguments", bad_arguments)
-        .on_kernels("limits_of_the_kernels", limits_of_the_kernels)
+        .on_cards("shapes_that_hurt", shapes_that_hurt)
+        .on_cards("random_problems", random_problems)
+        .on_cards("any_scale", any_scale)
+        .on_cards("paged_equals_contiguous", paged_equals_contiguous)
+        .on_cards("streams_do_not_meet", streams_do_not_meet)
+        .on_cards("nothing_to_attend_to", nothing_to_attend_to)
+        .on_cards("exact_cases", exact_cases)
+        .on_cards("not_numbers", not_numbers)
+        .on_cards("strided", strided)
+        .on_cards("optional_parts", optional_parts)
+        .on_cards("bad_arguments", bad_arguments)
+        .on(
+            &["simt", "simt90", "cuda"],
+            "limits_of_the_kernels",
+            limits_of_the_kernels,
+        )
         .plain("turning_queries_is_turning_keys", turning_queries_is_turning_keys)
         .golden("attention", golden_attention)
         .golden("rope3d", golden_rope)

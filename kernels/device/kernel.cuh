@@ -35,6 +35,13 @@ __device__ __forceinline__ void store(T* p, T value) {
   *p = value;
 }
 
+// Shared memory that the copy engine or wgmma reads is written so: the SIMT device then sees where a
+// fence_proxy_async is missing.
+template <class T>
+__device__ __forceinline__ void store_shared(T* p, T value) {
+  *p = value;
+}
+
 // The block's dynamic shared memory as the kernel's plan: a struct whose arrays are `Shared<T, N>`.
 template <class Plan>
 __device__ __forceinline__ Plan& shared_memory() {

@@ -112,6 +112,14 @@ void Block::prepare(Launch& launch, uint64_t index) {
     b.mark = marks_.make();
     memset(b.warp_generation, 0, sizeof b.warp_generation);
   }
+  engine_.reset();
+  proxies_.reset(launch.threads);
+  for (uint32_t w = 0; w < kMaxWarps; ++w) {
+    products_[w].reset();
+    // As many as the launch leaves each thread, which is what a kernel that asks for others is compiled for.
+    registers_[w] = w * kWarp < launch.threads ? std::min(255u, kRegisters / launch.threads) / 8 * 8 : 0;
+  }
+  for (GroupLog& log : logs_) log.reset();
   ready_.clear();
   ready_.reserve(kMaxThreads);
   round_.clear();
@@ -127,7 +135,7 @@ void Block::prepare(Launch& launch, uint64_t index) {
     warp.present |= lane.bit;
     lane.exited = false;
     lane.site = lane.met = {};
-    lane.barrier = lane.meeting = -1;
+    lane.barrier = lane.meeting = lane.mbarrier = -1;
     memset(lane.arrived, 0, sizeof lane.arrived);
     unsigned char* bottom = stack(t);
     lane.fiber.prepare(bottom, kStackBytes, lane_main,
@@ -151,6 +159,8 @@ void Block::run(Launch& launch, uint64_t index) {
   prepare(launch, index);
   while (alive_ > 0 && !launch.failed.load(std::memory_order_relaxed)) {
     if (!next_round()) {
+      // As late as can be: where nobody can go on without it.
+      if (land_something()) continue;
       deadlock();
       break;
     }
@@ -168,16 +178,47 @@ void Block::run(Launch& launch, uint64_t index) {
     stack_count_ = 0;
     return;
   }
+  check_end();
+}
+
+// What must not be so when all threads have ended.
+void Block::check_end() {
   long offset;
   if (arena_.damaged(&offset))
     report(nullptr, {}, format("byte %ld of shared memory was written, which has %u (found at the block's end)", offset,
                                arena_.bytes()));
+  if (const std::string left = engine_.left(); !left.empty()) report(nullptr, {}, left);
+  for (uint32_t w = 0; w * kWarp < launch_->threads; ++w) {
+    if (!products_[w].waited_for()) report(nullptr, {}, format("warp %u ended before a wgmma that it did not wait for", w));
+    if (products_[w].issued() != logs_[w / 4].size())
+      report(nullptr, {}, format("warp %u issued %zu wgmma, others of its warpgroup %zu", w, products_[w].issued(),
+                                 logs_[w / 4].size()));
+  }
+}
+
+// Lands a copy or a product that is under way; false where there is none.
+bool Block::land_something() {
+  size_t ways = engine_.under_way();
+  for (uint32_t w = 0; w * kWarp < launch_->threads; ++w) ways += products_[w].under_way() > 0;
+  if (ways == 0) return false;
+  size_t chosen = random_.below(static_cast<uint32_t>(ways));
+  if (chosen < engine_.under_way()) {
+    engine_.land(*this, chosen);
+    return true;
+  }
+  chosen -= engine_.under_way();
+  for (uint32_t w = 0;; ++w) {
+    if (products_[w].under_way() == 0 || chosen-- > 0) continue;
+    products_[w].land(*this, w);
+    return true;
+  }
 }
 
 // Chooses who runs, in which order; false where nobody can.
 bool Block::next_round() {
   round_.clear();
   turn_ = 0;
+  if (launch_->options.copies == SIMT_COPIES_RANDOM && random_.below(4) == 0) land_something();
   if (launch_->options.in_order) {
     round_.swap(ready_);
     std::sort(round_.begin(), round_.end(), [](Lane* a, Lane* b) { return a->index < b->index; });
@@ -230,6 +271,38 @@ void Block::preempt() {
   context.until_preemption = in_order ? kPreemptionGapInOrder : 1 + random_.below(kMaxPreemptionGap);
   ready_.push_back(current_);
   leave();
+}
+
+void Block::sleep_at(int mbarrier, Site site) {
+  Lane& lane = *current_;
+  context.site = site;
+  lane.met = site;
+  lane.mbarrier = mbarrier;
+  leave();
+}
+
+void Block::wake(Lane& lane) {
+  lane.mbarrier = -1;
+  ready_.push_back(&lane);
+}
+
+void Block::report_at(Site site, const char* text) { report(nullptr, {}, format("%s\n  at %s", text, place(site).chars)); }
+
+void Block::set_registers(int registers, bool more, Site site) {
+  if (registers < 24 || registers > 256 || registers % 8 != 0)
+    simt::fail(site, "setmaxnreg: %d registers (a multiple of 8 from 24 to 256)", registers);
+  const uint32_t wanted = static_cast<uint32_t>(registers);
+  uint32_t& own = registers_[current_->index / kWarp];
+  if (more ? wanted < own : wanted > own)
+    simt::fail(site, "setmaxnreg: %s to %u from %u", more ? "inc" : "dec", wanted, own);
+  for (int patience = 256;; --patience) {
+    uint32_t all = 0;
+    for (uint32_t held : registers_) all += held * kWarp;
+    if (all - own * kWarp + wanted * kWarp <= kRegisters) break;
+    if (patience == 0) simt::fail(site, "setmaxnreg: nobody gives up the registers that it waits for");
+    preempt();
+  }
+  own = wanted;
 }
 
 void Block::lane_main() {
@@ -440,6 +513,8 @@ void Block::deadlock() {
     std::string wait;
     if (lane.exited) {
       wait = "exited";
+    } else if (lane.mbarrier >= 0) {
+      wait = engine_.wait_of(lane) + ", " + place(lane.met).chars;
     } else if (lane.barrier >= 0) {
       const Barrier& b = barriers_[lane.barrier];
       wait = format("at barrier %d, where %d of %d threads arrived, %s", lane.barrier, b.arrived, b.expected,

@@ -11,10 +11,13 @@
 #include <vector>
 
 #include "device.h"
+#include "engine.h"
 #include "fiber.h"
 #include "memory.h"
+#include "proxy.h"
 #include "race.h"
 #include "simt.h"
+#include "wgmma.h"
 
 namespace simt {
 
@@ -22,6 +25,7 @@ constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr int kBarriers = 16;
+constexpr uint32_t kRegisters = 64 * 1024;  // of a multiprocessor
 
 // splitmix64: a few instructions, and any seed will do.
 struct Random {
@@ -61,7 +65,8 @@ struct Lane {
   Site site{};        // where it was seen last
   Site met{};         // where it last waited for others
   int barrier = -1;   // the barrier that it waits at, or
-  int meeting = -1;   // the meeting of its warp
+  int meeting = -1;   // the meeting of its warp, or
+  int mbarrier = -1;  // the mbarrier
   int votes = 0;      // what the last barrier counted
   uint32_t arrived[kBarriers] = {};  // the generation of each barrier that it last arrived in
   CopyQueue copies;
@@ -110,7 +115,20 @@ class Block {
   void meet(const Operation& operation, uint32_t mask, void* args, Site site);
   [[noreturn]] void fail(Site site, const char* text);
 
+  // Puts the running thread to sleep at an mbarrier of the copy engine's; it wakes the thread.
+  void sleep_at(int mbarrier, Site site);
+  void wake(Lane& lane);
+  // What went wrong with work that no thread does at this moment.
+  void report_at(Site site, const char* text);
+  // setmaxnreg of the running thread's warp.
+  void set_registers(int registers, bool more, Site site);
+
   Lane& lane() { return *current_; }
+  CopyEngine& engine() { return engine_; }
+  Proxies& proxies() { return proxies_; }
+  WarpProducts& products(uint32_t warp) { return products_[warp]; }
+  GroupLog& group_log(uint32_t group) { return logs_[group]; }
+  Marks& marks() { return marks_; }
   Launch& launch() { return *launch_; }
   Arena& arena() { return arena_; }
   Random& random() { return random_; }
@@ -119,6 +137,8 @@ class Block {
   static void lane_main();
   void prepare(Launch& launch, uint64_t index);
   bool next_round();
+  bool land_something();
+  void check_end();
   void leave();
   void enter(Lane& lane);
   [[noreturn]] void finish_lane();
@@ -141,6 +161,11 @@ class Block {
   Arena arena_;
   Marks marks_;
   Barrier barriers_[kBarriers];
+  CopyEngine engine_;
+  Proxies proxies_;
+  std::unique_ptr<WarpProducts[]> products_{new WarpProducts[kMaxWarps]};
+  GroupLog logs_[kMaxWarps / 4];
+  uint32_t registers_[kMaxWarps] = {};  // of each thread of the warp
   std::unique_ptr<Warp[]> warps_{new Warp[kMaxWarps]};
   std::unique_ptr<Lane[]> lanes_{new Lane[kMaxThreads]};
   std::unique_ptr<unsigned char[]> stacks_;

@@ -104,6 +104,24 @@ struct LoadMatrix {
 };
 extern const Operation ldmatrix_x4, ldmatrix_x4_trans;
 
+struct StoreMatrix {
+  const uint32_t* registers;  // four
+  unsigned char* row;         // 16 bytes, out
+};
+extern const Operation stmatrix_x4;
+
+// A product of a warpgroup: d (64 x columns) = a (64 x 16) b (16 x columns), added to d or not.
+struct Product {
+  float* d;           // columns / 2
+  const uint32_t* a;  // four registers, or null: in shared memory
+  uint64_t a_rows, b_rows;  // descriptors
+  int columns;
+  bool add;
+  bool transposed;  // b
+  bool half;        // f16, else bf16
+};
+extern const Operation wgmma_issue, wgmma_fence_all, wgmma_commit_group, wgmma_wait_group;
+
 struct Mma {
   float* d;           // four, in and out
   const uint32_t* a;  // four
@@ -148,5 +166,17 @@ unsigned char* shared_pointer(const char* name, uint32_t address, uint32_t bytes
 void copy_async(uint32_t to_shared, const void* from_global, uint32_t bytes, bool valid, Site site);
 void commit_copies();
 void wait_for_copies(uint32_t pending_groups);
+
+// mbarriers and the copy engine (engine.h). With bytes 0 an arrival expects none.
+void mbarrier_init(uint32_t barrier, int arrivals, Site site);
+void mbarrier_arrive(uint32_t barrier, long long bytes, Site site);
+void mbarrier_wait(uint32_t barrier, uint32_t parity, Site site);
+void tensor_copy(uint32_t to_shared, const void* map, uint32_t barrier, const int* at, int rank, Site site);
+// The thread's writes, those to mbarriers or all, come before what the asynchronous proxy does (proxy.h).
+void fence_mbarriers();
+void fence_proxy();
+// A write to shared memory that the asynchronous proxy may read.
+void generic_write(const void* p, uint32_t bytes, Site site);
+void set_registers(int registers, bool more, Site site);
 
 }  // namespace simt

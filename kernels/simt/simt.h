@@ -33,6 +33,20 @@ typedef struct SimtOptions {
   uint32_t reserved;
 } SimtOptions;
 
+/* What a TensorMap of params.h holds on this device: rank up to 5, innermost first. */
+#define SIMT_TENSOR_MAP 0x50414d5f54494d53u
+typedef struct SimtTensorMap {
+  uint64_t magic;
+  uint64_t address;
+  uint64_t stride[4]; /* bytes, of dimensions 1 and on */
+  uint32_t rank;
+  uint32_t element_bytes;
+  uint32_t swizzle; /* bytes: 0, 32, 64, 128; the innermost extent of a box is as many, where not 0 */
+  uint32_t dim[5];
+  uint32_t box[5];
+  uint32_t reserved;
+} SimtTensorMap;
+
 #define SIMT_OK 0
 #define SIMT_UNKNOWN_KERNEL 1
 #define SIMT_BAD_LAUNCH 2   /* grid, threads, shared memory, parameters or options */

@@ -101,6 +101,21 @@ void run_ldmatrix(uint32_t mask, void* const* args) {
   });
 }
 
+void run_stmatrix(uint32_t mask, void* const* args) {
+  uint16_t matrices[4][8][8];
+  for_lanes<StoreMatrix>(mask, args, [&](int lane, StoreMatrix& a) {
+    for (int m = 0; m < 4; ++m) {
+      uint16_t pair[2];
+      memcpy(pair, &a.registers[m], 4);
+      for (int i = 0; i < 2; ++i) {
+        Place p = ldmatrix_element(lane, i);
+        matrices[m][p.row][p.column] = pair[i];
+      }
+    }
+  });
+  for_lanes<StoreMatrix>(mask, args, [&](int lane, StoreMatrix& a) { memcpy(a.row, matrices[lane / 8][lane % 8], 16); });
+}
+
 typedef float Float4 __attribute__((vector_size(16)));
 
 // The products of 16-bit floats are exact in f32; they are summed in the order of k, then added to
@@ -163,6 +178,7 @@ SIMT_REDUCTION(reduce_max_unsigned, "__reduce_max_sync", uint32_t, x > y ? x : y
 
 const Operation ldmatrix_x4 = {"ldmatrix_x4", run_ldmatrix<false>};
 const Operation ldmatrix_x4_trans = {"ldmatrix_x4_trans", run_ldmatrix<true>};
+const Operation stmatrix_x4 = {"stmatrix_x4", run_stmatrix};
 const Operation mma_m16n8k16_f16 = {"mma_m16n8k16<f16>", run_mma<float_from_half>};
 const Operation mma_m16n8k16_bf16 = {"mma_m16n8k16<bf16>", run_mma<float_from_bfloat>};
 

@@ -7,6 +7,7 @@ mod graph;
 mod memory;
 #[cfg(feature = "simt")]
 mod simt;
+pub(crate) mod tensor_map;
 
 use std::fmt;
 #[cfg(any(feature = "simt", feature = "cuda"))]
@@ -46,9 +47,21 @@ impl DeviceKind {
     }
 }
 
+/// Which cards the SIMT device stands for: it decides which kernels are chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SimtCard {
+    /// Compute capability 8.0 (A100): kernels that every card takes.
+    #[default]
+    Sm80,
+    /// Compute capability 9.0 (H100, H200): its own kernels where there are some.
+    Sm90,
+}
+
 /// How the SIMT device schedules. The defaults shuffle everything by seed 0.
 #[derive(Debug, Clone, Default)]
 pub struct SimtOptions {
+    /// The card that it stands for.
+    pub card: SimtCard,
     /// Decides the order of threads and blocks and when asynchronous copies land.
     pub seed: u64,
     /// When asynchronous copies land.
@@ -379,8 +392,46 @@ impl Device {
         match &self.0 {
             #[cfg(feature = "cuda")]
             Backend::Cuda(cuda) => cuda.shared_memory_limit(),
-            // What sm_80 has; options of the SIMT device may want other cards' limits one day.
-            _ => 163 * 1024,
+            #[cfg(feature = "simt")]
+            Backend::Simt(simt) if simt.options().card == SimtCard::Sm90 => 227 * 1024,
+            _ => 163 * 1024, // what sm_80 has
+        }
+    }
+
+    /// Compute capability, major and minor; none on the CPU.
+    pub(crate) fn compute_capability(&self) -> Option<(i32, i32)> {
+        match &self.0 {
+            Backend::Cpu => None,
+            #[cfg(feature = "simt")]
+            Backend::Simt(simt) => Some(match simt.options().card {
+                SimtCard::Sm80 => (8, 0),
+                SimtCard::Sm90 => (9, 0),
+            }),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => Some(cuda.compute_capability()),
+        }
+    }
+
+    /// Whether the kernels of this file are there.
+    pub(crate) fn has_module(&self, module: &str) -> bool {
+        match &self.0 {
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.has_module(module),
+            _ => {
+                let _ = module;
+                self.kind() == DeviceKind::Simt
+            }
+        }
+    }
+
+    /// A map for the copy engine, or why there is none.
+    pub(crate) fn tensor_map(&self, boxes: &tensor_map::Boxes) -> Result<crate::ffi::TensorMap, String> {
+        match &self.0 {
+            #[cfg(feature = "simt")]
+            Backend::Simt(_) => Ok(tensor_map::for_simt(boxes)),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.tensor_map(boxes),
+            Backend::Cpu => Err(format!("the cpu has no copy engine for {boxes:?}")),
         }
     }
 }
@@ -424,6 +475,7 @@ macro_rules! kernel_params {
 }
 kernel_params!(
     AttentionParams,
+    AttentionSm90Params,
     MergeStatesParams,
     AppendKvParams,
     MergeTokensParams,

@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use packforcing::{DType, Device, Error, Result, SimtOptions, Tensor, View, ViewMut};
+use packforcing::{DType, Device, Error, Result, SimtCard, SimtOptions, Tensor, View, ViewMut};
 
 /// A kind of device, how to make one, and how many tests ran on it.
 struct Kind {
@@ -24,7 +24,7 @@ struct Kind {
     ran: AtomicUsize,
 }
 
-static KINDS: [Kind; 3] = [
+static KINDS: [Kind; 4] = [
     Kind {
         name: "cpu",
         make: || Ok(Device::cpu()),
@@ -32,7 +32,12 @@ static KINDS: [Kind; 3] = [
     },
     Kind {
         name: "simt",
-        make: simt,
+        make: || simt(SimtCard::Sm80),
+        ran: AtomicUsize::new(0),
+    },
+    Kind {
+        name: "simt90",
+        make: || simt(SimtCard::Sm90),
         ran: AtomicUsize::new(0),
     },
     Kind {
@@ -44,9 +49,10 @@ static KINDS: [Kind; 3] = [
 static GOLDEN_RAN: AtomicUsize = AtomicUsize::new(0);
 static PLAIN_RAN: AtomicUsize = AtomicUsize::new(0);
 
-fn simt() -> Result<Device> {
+fn simt(card: SimtCard) -> Result<Device> {
     // Tests run side by side already: one thread of the operating system each.
     Device::simt(SimtOptions {
+        card,
         seed: seed(),
         threads: 1,
         ..SimtOptions::default()
@@ -67,6 +73,11 @@ impl Suite {
     /// A test that is made for every device.
     pub fn on_devices(&mut self, name: &str, test: impl Fn(&Device) + Send + Sync + 'static) -> &mut Suite {
         self.on(&["cpu", "simt", "cuda"], name, test)
+    }
+
+    /// A test of an op that has a kernel of its own for sm_90: the SIMT device stands for both cards.
+    pub fn on_cards(&mut self, name: &str, test: impl Fn(&Device) + Send + Sync + 'static) -> &mut Suite {
+        self.on(&["cpu", "simt", "simt90", "cuda"], name, test)
     }
 
     /// A test of kernels: for every device but the CPU.
@@ -154,7 +165,7 @@ impl Suite {
 }
 
 fn absent(kind: &'static Kind) -> Option<&'static Error> {
-    static ABSENT: [OnceLock<Option<Error>>; 3] = [const { OnceLock::new() }; 3];
+    static ABSENT: [OnceLock<Option<Error>>; KINDS.len()] = [const { OnceLock::new() }; KINDS.len()];
     let index = KINDS.iter().position(|k| std::ptr::eq(k, kind))?;
     ABSENT[index].get_or_init(|| (kind.make)().err()).as_ref()
 }

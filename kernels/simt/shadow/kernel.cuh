@@ -36,6 +36,12 @@ __forceinline__ void store(T* p, T value, simt::Site site = simt::here()) {
   *p = value;
 }
 
+template <class T>
+__forceinline__ void store_shared(T* p, T value, simt::Site site = simt::here()) {
+  simt::generic_write(p, sizeof(T), site);
+  *p = value;
+}
+
 template <class Plan>
 __forceinline__ Plan& shared_memory(simt::Site site = simt::here()) {
   return *static_cast<Plan*>(simt::shared_plan(sizeof(Plan), alignof(Plan), site));

@@ -2,6 +2,7 @@
 
 mod graph;
 mod staging;
+mod tensor_map;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,9 +19,11 @@ use cudarc::nvrtc::Ptx;
 pub(crate) use graph::CudaGraph;
 use staging::Staging;
 
+use super::tensor_map::Boxes;
 use super::{Device, KernelParams, Launch};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
+use crate::ffi;
 use crate::tensor::{GuardedBorrow, View, ViewMut};
 
 /// One kernel file as a fatbin.
@@ -198,6 +201,16 @@ impl CudaDevice {
     pub(super) fn same_stream(&self, other: &CudaDevice) -> bool {
         Arc::ptr_eq(&self.stream, &other.stream)
             || (self.context.cu_ctx() == other.context.cu_ctx() && self.stream.cu_stream() == other.stream.cu_stream())
+    }
+
+    /// Whether the kernels of this file were compiled.
+    pub(super) fn has_module(&self, module: &str) -> bool {
+        IMAGES.iter().any(|i| i.name == module)
+    }
+
+    pub(super) fn tensor_map(&self, boxes: &Boxes) -> Result<ffi::TensorMap, String> {
+        self.bind().map_err(|e| e.to_string())?;
+        tensor_map::make(boxes)
     }
 
     pub(super) fn alive(&self) -> Result<()> {

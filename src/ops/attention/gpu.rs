@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{Attention, OP, Shape};
+use super::{Attention, Kernel, OP, Shape, sm90};
 use crate::device::{Device, Launch, Span};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -23,6 +23,7 @@ const fn shared(dim: usize) -> usize {
 }
 
 pub(super) fn attention(
+    kernel: Kernel,
     args: &Attention<'_>,
     shape: Shape,
     out: &mut ViewMut<'_>,
@@ -62,6 +63,13 @@ pub(super) fn attention(
     memory.extend(context.spans());
     memory.extend(slot_bias.map(View::span));
     memory.extend(lse.map(ViewMut::span));
+    if kernel != Kernel::Sm80 {
+        match sm90::plan(kernel, args, shape, device) {
+            Ok(plan) => return plan.launch(args, shape, device, &params, &memory),
+            Err(_) if kernel == Kernel::Auto => {}
+            refused => refused.map(drop)?,
+        }
+    }
     device.launch(&Launch {
         module: "attention_sm80",
         kernel: &format!("attention_sm80_{}_{}", q.dtype(), shape.dim),

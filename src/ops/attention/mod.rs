@@ -4,6 +4,7 @@ mod cpu;
 mod gpu;
 mod lanes;
 pub mod reference;
+mod sm90;
 
 use crate::device::DeviceKind;
 use crate::dtype::{DType, with_float};
@@ -28,6 +29,58 @@ pub struct Attention<'a> {
     pub rope: &'a Rope3d,
     /// Of the logits, before any bias; usually `1 / sqrt(dim)`.
     pub scale: f32,
+}
+
+/// Which kernel computes attention, on a GPU and on the SIMT device.
+///
+/// [`Kernel::Auto`] is right everywhere but in tests and measurements. The last four are other ways to
+/// build [`Kernel::Sm90`], for bf16 of head dim 128, kept to be measured beside it (`docs/attention.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Kernel {
+    /// The fastest that takes the arguments on this device.
+    #[default]
+    Auto,
+    /// `mma.sync` and `cp.async`: any card from compute capability 8.0 on, any page size.
+    Sm80,
+    /// `wgmma` and the copy engine: compute capability 9.0; pages of a multiple of 8 tokens, or one page
+    /// a stream.
+    Sm90,
+    /// As `Sm90`, without an order between warpgroups.
+    Sm90Free,
+    /// As `Sm90`, two warpgroups whose softmax runs beside their own products.
+    Sm90Overlapped,
+    /// As `Sm90`, without pages and segments: stream s attends to all of page s, whatever its context
+    /// says, which has one page in one segment.
+    Sm90Plain,
+    /// `Sm90Overlapped`, without pages and segments.
+    Sm90OverlappedPlain,
+}
+
+impl Kernel {
+    /// All of them.
+    pub const ALL: [Kernel; 7] = [
+        Kernel::Auto,
+        Kernel::Sm80,
+        Kernel::Sm90,
+        Kernel::Sm90Free,
+        Kernel::Sm90Overlapped,
+        Kernel::Sm90Plain,
+        Kernel::Sm90OverlappedPlain,
+    ];
+
+    /// The name in lower case, as in `packforcing bench attention --kernel`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kernel::Auto => "auto",
+            Kernel::Sm80 => "sm80",
+            Kernel::Sm90 => "sm90",
+            Kernel::Sm90Free => "sm90-free",
+            Kernel::Sm90Overlapped => "sm90-overlapped",
+            Kernel::Sm90Plain => "sm90-plain",
+            Kernel::Sm90OverlappedPlain => "sm90-overlapped-plain",
+        }
+    }
 }
 
 /// What the arguments agree on.
@@ -100,8 +153,38 @@ pub fn attention(args: &Attention<'_>, out: &mut ViewMut<'_>, lse: Option<&mut V
     run(args, out, lse)
 }
 
+/// [`attention`] by this kernel, for tests and measurements.
+///
+/// # Errors
+///
+/// As [`attention`]; a kernel other than [`Kernel::Auto`] on the CPU; what the kernel does not take, by the name
+/// of the argument.
+pub fn attention_by(
+    kernel: Kernel,
+    args: &Attention<'_>,
+    out: &mut ViewMut<'_>,
+    lse: Option<&mut ViewMut<'_>>,
+) -> Result<()> {
+    let check = Check {
+        op: OP,
+        device: args.q.device(),
+    };
+    check.some("q", args.q.elements() > 0)?;
+    check.ensure(
+        kernel == Kernel::Auto || check.device.kind() != DeviceKind::Cpu,
+        "kernel",
+        "auto on the cpu",
+        kernel.name(),
+    )?;
+    run_by(kernel, args, out, lse)
+}
+
 /// [`attention`], where no query is none too few.
 pub(crate) fn run(args: &Attention<'_>, out: &mut ViewMut<'_>, lse: Option<&mut ViewMut<'_>>) -> Result<()> {
+    run_by(Kernel::Auto, args, out, lse)
+}
+
+fn run_by(kernel: Kernel, args: &Attention<'_>, out: &mut ViewMut<'_>, lse: Option<&mut ViewMut<'_>>) -> Result<()> {
     let shape = check(args, out, lse.as_deref())?;
     if shape.streams * shape.tokens * shape.q_heads == 0 {
         return Ok(());
@@ -111,7 +194,7 @@ pub(crate) fn run(args: &Attention<'_>, out: &mut ViewMut<'_>, lse: Option<&mut 
             with_float!(args.q.dtype(), T => cpu::attention::<T>(args, shape, out, lse), else unreachable!("checked"));
             Ok(())
         }
-        DeviceKind::Simt | DeviceKind::Cuda => gpu::attention(args, shape, out, lse),
+        DeviceKind::Simt | DeviceKind::Cuda => gpu::attention(kernel, args, shape, out, lse),
     }
 }
 
