@@ -5,7 +5,7 @@
 #   eval "$(scripts/cuda-toolkit.sh)"              # target/cuda-toolkit
 #   eval "$(scripts/cuda-toolkit.sh FOLDER)"
 #
-# With --libclang it also brings the libclang that `buildtime-bindgen` wants.
+# With --libclang it also brings the libclang that `buildtime-bindgen` wants, with --nvdisasm the disassembler.
 set -euo pipefail
 
 folder=
@@ -20,7 +20,9 @@ libclang=
 for argument in "$@"; do
   case "$argument" in
     --libclang) libclang=1 packages+=(libclang==18.1.1) ;;
-    -*) echo "usage: $0 [--libclang] [FOLDER]" >&2; exit 2 ;;
+    # 13.0 has none on PyPI.
+    --nvdisasm) packages+=(nvidia-cuda-nvdisasm==13.2.86) ;;
+    -*) echo "usage: $0 [--libclang] [--nvdisasm] [FOLDER]" >&2; exit 2 ;;
     *) folder=$argument ;;
   esac
 done

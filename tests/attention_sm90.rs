@@ -190,6 +190,9 @@ fn plain_builds(device: &Device) {
         }
         let two = Problem::random(&mut rng, DType::BF16, 2, [1, 1], 128, &[vec![part(3), part(4)]]);
         refused("context", problem_result(&two, device, 8, plain));
+        let mut falling = Problem::random(&mut rng, DType::BF16, 2, [1, 1], 128, &[vec![part(3)]]);
+        falling.scale = 0.0;
+        refused("scale", problem_result(&falling, device, 8, plain));
     }
 }
 

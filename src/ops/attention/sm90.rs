@@ -89,6 +89,9 @@ pub(super) fn plan(kernel: Kernel, args: &Attention<'_>, shape: Shape, device: &
         let got = format!("{} pages in {} segments", context.max_pages(), context.max_segments());
         return Err(refuse("context", "one page in one segment", got));
     }
+    if !build.packed && args.scale <= 0.0 {
+        return Err(refuse("scale", "a number above 0", args.scale.to_string()));
+    }
     // A box that no end of a page crosses; where a stream has one page, none does.
     let box_tokens = match context.max_pages() {
         1 => KEYS,
