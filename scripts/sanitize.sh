@@ -81,12 +81,12 @@ outcome() {
   fi
 }
 
-expect() { # expect WHO PROGRAM ARGUMENT
+expect() { # expect WHO[,WHO] PROGRAM ARGUMENT
   local want=$1 got
   shift
   got=$(outcome "$@")
   checked=$((checked + 1))
-  if [ "$got" != "$want" ]; then
+  if [[ ",$want," != *",$got,"* ]]; then
     cat target/sanitize/report
     echo "$* was told of by '$got', not by '$want' ($half)" >&2
     exit 1
@@ -100,8 +100,9 @@ for half in $halves; do
     expect "${!half}" "target/sanitize/$half/planted" "planted_$name"
     expect - "target/sanitize/$half/planted" "planted_${name}_fixed"
     if [ "${!half}" = race ]; then
-      # The schedule under which a barrier with one mark for all generations hides `reused_tile`.
-      expect race "target/sanitize/$half/planted" "planted_$name" in-order
+      # The schedule under which a barrier with one mark for all generations hides `reused_tile`. A wrong
+      # phase may get stuck first.
+      expect race,device "target/sanitize/$half/planted" "planted_$name" in-order
       expect - "target/sanitize/$half/planted" "planted_${name}_fixed" in-order
     fi
   done < <("target/sanitize/$half/planted")

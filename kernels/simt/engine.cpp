@@ -88,7 +88,10 @@ void CopyEngine::wait(Block& block, uint32_t offset, uint32_t parity, Site site)
       b.ended->take();
       return;
     }
-    b.waiting.push_back(&block.lane());
+    {
+      Unseen device;
+      b.waiting.push_back(&block.lane());
+    }
     block.sleep_at(static_cast<int>(&b - barriers_.data()), site);
   }
 }
@@ -134,6 +137,10 @@ void CopyEngine::copy(Block& block, uint32_t offset, const void* map_at, uint32_
     }
     job.rows.push_back(row);
   }
+  // ThreadSanitizer is told of the box as a write where it is issued, before what the barrier orders.
+  seen_write(block.arena().data() + offset, bytes);
+  b.mark->leave();
+  Unseen device;
   memset(block.arena().data() + offset, kPoison, bytes);
   jobs_.push_back(std::move(job));
   const uint32_t when = block.launch().options.copies;
@@ -227,11 +234,13 @@ void tensor_copy(uint32_t to_shared, const void* map, uint32_t barrier, const in
 
 void fence_mbarriers() {
   Block& block = Block::running();
+  Unseen device;
   block.proxies().fence(block.lane().index, [&](uint32_t offset) { return block.engine().is_mbarrier(offset); });
 }
 
 void fence_proxy() {
   Block& block = Block::running();
+  Unseen device;
   block.proxies().fence(block.lane().index, [](uint32_t) { return true; });
 }
 

@@ -148,6 +148,7 @@ class CopyHistory {
 inline void seen_read(const void* p, uint32_t bytes) {
   __tsan_read_range_pc(const_cast<void*>(p), bytes, __builtin_return_address(0));
 }
+inline void seen_write(void* p, uint32_t bytes) { __tsan_write_range_pc(p, bytes, __builtin_return_address(0)); }
 
 #else
 
@@ -180,6 +181,7 @@ struct CopyHistory {
   void end(Mark&) {}
 };
 inline void seen_read(const void*, uint32_t) {}
+inline void seen_write(void*, uint32_t) {}
 
 #endif
 
