@@ -115,6 +115,17 @@ if [ -n "$gpu" ]; then
   bench denoise_guided_large denoise_step $on $large --guided
   bench guidance guidance $on
   bench guidance_large guidance $on $large
+  # What takes less than a launch from the host, without it.
+  on="$on --graph"
+  bench append_kv_x1_graph append_kv $on
+  bench merge_tokens_x1_graph merge_tokens $on
+  bench match_tokens_x1_graph match_tokens $on
+  bench merge_states_x1_graph merge_states $on
+  bench select_blocks_116_graph select_blocks $on
+  bench sum_keys_graph sum_keys $on
+  bench denoise_euler_graph denoise_step $on
+  bench denoise_renoise_graph denoise_step $on --solver renoise
+  bench guidance_graph guidance $on
 else
   block="--frames 2 --rows 5 --cols 8 --heads 2 --dim 64 --page-tokens 32"
   for on in "--device cpu" "--device simt"; do

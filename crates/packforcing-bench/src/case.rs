@@ -1,5 +1,6 @@
 //! An op at one shape on one device, ready to be called again and again.
 
+use packforcing::device::Graph;
 use packforcing::{Device, DeviceKind, Result};
 
 /// What one call has to do, whatever the way: only useful work is counted.
@@ -28,6 +29,8 @@ pub(crate) type Call = Box<dyn FnMut() -> Result<()>>;
 
 /// An op at one shape on one device, with copies of its inputs and outputs.
 pub struct Case {
+    /// All of `calls` as one launch. Before them: it names their memory.
+    graph: Option<Graph>,
     op: &'static str,
     device: Device,
     work: Work,
@@ -49,6 +52,7 @@ impl Case {
     ) -> Result<Case, E> {
         let copies = rotated_bytes(device).div_ceil(bytes.max(1)).clamp(1, MOST_COPIES);
         Ok(Case {
+            graph: None,
             op,
             device: device.clone(),
             work,
@@ -77,12 +81,48 @@ impl Case {
         self.calls.len()
     }
 
+    /// From now on all copies' calls are launched as one graph, as a captured block is: what the host
+    /// does for each of them no longer counts.
+    ///
+    /// # Errors
+    ///
+    /// What the op returns, or [`Device::capture`]: the CPU has no launches.
+    ///
+    /// # Safety
+    ///
+    /// No other thread uses the device until this returns: what it copies would become a part of the
+    /// graph.
+    pub unsafe fn capture(&mut self) -> Result<()> {
+        // Kernels are loaded by now.
+        self.calls.iter_mut().try_for_each(|call| call())?;
+        let calls = &mut self.calls;
+        self.graph = Some(self.device.capture(|| calls.iter_mut().try_for_each(|call| call()))?);
+        Ok(())
+    }
+
+    /// Whether all copies' calls are one launch.
+    pub fn is_graph(&self) -> bool {
+        self.graph.is_some()
+    }
+
+    /// How many calls of the op one [`Case::call`] is: as many as there are copies once they are one
+    /// graph, else 1.
+    pub fn at_once(&self) -> u64 {
+        self.graph.as_ref().map_or(1, |_| self.calls.len() as u64)
+    }
+
     /// The next call; on a GPU it is launched, not awaited.
     ///
     /// # Errors
     ///
     /// What the op returns.
     pub fn call(&mut self) -> Result<()> {
+        if let Some(graph) = &self.graph {
+            // SAFETY: `calls` owns all memory that was captured and keeps it in place; nobody else can
+            // reach it, what it holds is what the ops accepted when they were captured, and whoever
+            // captured promised to be alone.
+            return unsafe { graph.launch() };
+        }
         let i = self.next;
         self.next = (i + 1) % self.calls.len();
         self.calls[i]()

@@ -41,7 +41,7 @@ impl Plan {
     }
 }
 
-/// How long `calls` calls take, one after the other, without anything else.
+/// How long `calls` of [`Case::call`] take, one after the other, without anything else.
 ///
 /// # Errors
 ///
@@ -51,7 +51,7 @@ pub fn time(case: &mut Case, calls: u64) -> Result<Duration> {
     device.time(|| (0..calls).try_for_each(|_| case.call()))
 }
 
-/// Calls until the case is warm; says how many calls a sample wants.
+/// Calls until the case is warm; says how many of [`Case::call`] a sample wants.
 ///
 /// # Errors
 ///
@@ -90,13 +90,14 @@ pub fn measure(case: &mut Case, plan: &Plan) -> Result<Timing> {
     let calls = warm_up(case, plan)?;
     let start = Instant::now();
     let mut seconds = Vec::with_capacity(plan.samples);
+    let each = calls * case.at_once();
     while seconds.len() < plan.samples.max(1) {
-        seconds.push(time(case, calls)?.as_secs_f64() / calls as f64);
+        seconds.push(time(case, calls)?.as_secs_f64() / each as f64);
         if start.elapsed() >= plan.budget && seconds.len() >= Plan::LEAST_SAMPLES {
             break;
         }
     }
-    Ok(Timing::new(seconds, calls))
+    Ok(Timing::new(seconds, each))
 }
 
 /// Seconds that one call took, sample by sample.

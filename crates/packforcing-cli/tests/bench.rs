@@ -161,6 +161,16 @@ fn every_op_on_the_simt_device() {
 }
 
 #[test]
+fn a_graph_of_every_op() {
+    for (arguments, flops, bytes) in small() {
+        let record = record(&format!("{arguments} --device simt --graph"));
+        consistent(&arguments, &record, flops, bytes);
+        assert_eq!(record["graph"], true);
+    }
+    assert!(refusal("merge_states --device cpu --queries 4 --graph").contains("--graph"));
+}
+
+#[test]
 fn shapes_are_told_as_they_became() {
     let shape =
         record("attention --device cpu --queries 1 --keys 9000 --heads 1 --dim 16 --dtype bf16")["shape"].clone();

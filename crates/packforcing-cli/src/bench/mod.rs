@@ -38,6 +38,9 @@ struct Common {
     /// Decides the inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Launches the calls of all copies as one graph, as a captured block does; not on the CPU
+    #[arg(long)]
+    graph: bool,
     /// Prints one JSON object
     #[arg(long)]
     json: bool,
@@ -111,6 +114,10 @@ pub fn run(options: &Options) -> Result<()> {
     let common = options.op.common();
     let device = common.device.open()?;
     let mut case = options.op.case(&device).map_err(named)?;
+    if common.graph {
+        // SAFETY: the device was opened here, and this thread alone has it.
+        unsafe { case.capture() }.context("--graph")?;
+    }
     let mut plan = Plan {
         samples: common.samples,
         ..Plan::of(&device)
@@ -141,7 +148,7 @@ fn turns(case: &mut Case, plan: &Plan) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         line.context("cannot read the standard input")?;
         timer::time(case, 1)?;
-        let seconds = timer::time(case, calls)?.as_secs_f64() / calls as f64;
+        let seconds = timer::time(case, calls)?.as_secs_f64() / (calls * case.at_once()) as f64;
         writeln!(stdout, "{}", json!({ "ms": 1e3 * seconds }))?;
         stdout.flush()?;
     }

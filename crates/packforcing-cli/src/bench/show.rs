@@ -18,6 +18,7 @@ pub struct Record {
     samples: usize,
     calls_per_sample: u64,
     copies: usize,
+    graph: bool,
     median_ms: f64,
     min_ms: f64,
     max_ms: f64,
@@ -55,6 +56,7 @@ impl Record {
             samples: timing.samples(),
             calls_per_sample: timing.calls(),
             copies: case.copies(),
+            graph: case.is_graph(),
             median_ms: 1e3 * median,
             min_ms: 1e3 * timing.min(),
             max_ms: 1e3 * timing.max(),
@@ -91,8 +93,11 @@ impl Record {
         )?;
         writeln!(
             to,
-            "samples   {} of {} calls, {} copies of the buffers in turn",
-            self.samples, self.calls_per_sample, self.copies
+            "samples   {} of {} calls, {} copies of the buffers in turn{}",
+            self.samples,
+            self.calls_per_sample,
+            self.copies,
+            if self.graph { ", as one graph" } else { "" }
         )?;
         let rates = [(self.tflops, "TFLOP/s"), (self.gbps, "GB/s")];
         for (rate, unit) in rates.iter().filter_map(|(rate, unit)| Some((rate.as_ref()?, unit))) {
