@@ -326,6 +326,21 @@ def main():
     print(f"torch {torch.__version__} on {where}, {given.dtype}, {given.pairs} pairs, samples of {SAMPLE_MS[device]:g} ms and more")
     layouts = ("contiguous", "paged") if given.layout == "both" else (given.layout,)
     rows, failed = [], []
+
+    def save():
+        """What there is so far: a peer that hangs takes nothing with it."""
+        record = {
+            "torch": torch.__version__,
+            "device": where,
+            "dtype": given.dtype,
+            "sample_ms": SAMPLE_MS[device],
+            "page_tokens": given.page_tokens,
+            "rows": rows,
+            "not_run": failed,
+        }
+        if given.json:
+            given.json.write_text(json.dumps(record, indent=1) + "\n")
+
     for name, shape in given.shapes.items():
         for layout in layouts:
             page = given.page_tokens if layout == "paged" else None
@@ -346,19 +361,10 @@ def main():
                 del peer
                 if device == "cuda":
                     torch.cuda.empty_cache()
+                save()
             ours.close()
+    save()
     show(rows, failed)
-    if given.json:
-        record = {
-            "torch": torch.__version__,
-            "device": where,
-            "dtype": given.dtype,
-            "sample_ms": SAMPLE_MS[device],
-            "page_tokens": given.page_tokens,
-            "rows": rows,
-            "not_run": failed,
-        }
-        given.json.write_text(json.dumps(record, indent=1) + "\n")
     if any(f["wrong"] for f in failed) or not rows:
         sys.exit(1)
 

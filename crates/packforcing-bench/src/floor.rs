@@ -125,7 +125,8 @@ fn copy_once(from: &Tensor, to: &Tensor, bytes: usize) -> Result<()> {
             name: format!("{:?}", e.0),
         });
     }
-    let part = bytes.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(4096);
+    // One part a thread: past some size the C library's copy goes around the caches.
+    let part = bytes.div_ceil(rayon::current_num_threads()).next_multiple_of(4096);
     (0..bytes.div_ceil(part)).into_par_iter().for_each(|i| {
         let (first, length) = (i * part, part.min(bytes - i * part));
         // SAFETY: both tensors are host memory of `bytes` bytes that this call alone touches; parts
