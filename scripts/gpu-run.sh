@@ -11,6 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-out}
 mkdir -p "$out/suite" "$out/bench" || exit 2
 out=$(cd "$out" && pwd)
+rm -f "$out"/suite.txt "$out"/suite/*.log "$out"/bench/*.json "$out"/bench/*.log # of an earlier run
 total=${TOTAL:-570} # seconds for everything
 packforcing=$here/bin/packforcing
 dry=
@@ -65,6 +66,7 @@ for test in "$here"/tests/*; do
   esac
   [ "$code" -eq 0 ] || failed=1
   printf '%-16s %-12s %s\n' "$name" "$what" "$(grep -h '^ran on:' "$log" 2>/dev/null | tail -n 1)" | tee -a "$out/suite.txt"
+  case $what in FAILED*) tail -n 15 "$log" ;; esac
 done
 
 if [ -x "$here/tests/instructions" ]; then
@@ -83,7 +85,9 @@ bench() { # bench NAME OP OPTIONS...
     rm -f "$out/bench/$name.log"
   else
     rm -f "$out/bench/$name.json"
-    printf '%-24s FAILED: %s\n' "$name" "$(tail -n 1 "$out/bench/$name.log")"
+    local reason
+    reason=$(tail -n 1 "$out/bench/$name.log")
+    printf '%-24s FAILED: %s\n' "$name" "${reason:-out of time}"
   fi
 }
 if [ -n "$gpu" ]; then
