@@ -1,8 +1,9 @@
-//! What every bench shares: the devices that are here, and one way to time.
-#![allow(dead_code)]
+//! What every bench shares: the devices that are here, and criterion over the cases and the timer
+//! of packforcing-bench.
 
 use criterion::{Criterion, Throughput};
-use packforcing::{DType, Device, Result, Tensor};
+use packforcing::{Device, DeviceKind};
+use packforcing_bench::{Case, Result, timer};
 
 /// The CPU, and a GPU where there is one. The SIMT device is no place to measure.
 pub fn devices() -> Vec<Device> {
@@ -14,56 +15,34 @@ pub fn devices() -> Vec<Device> {
     devices
 }
 
-/// What one call does.
-pub enum Work {
-    /// Bytes read and written.
-    Bytes(usize),
-    /// Floating point operations.
-    Flops(f64),
+/// On a GPU these, where a large case is worth the wait; elsewhere the first alone.
+#[allow(dead_code)]
+pub fn on_gpu<'a, T>(device: &Device, all: &'a [T]) -> &'a [T] {
+    if device.kind() == DeviceKind::Cuda {
+        all
+    } else {
+        &all[..1]
+    }
 }
 
-/// Times `call` by the device's own clock.
-pub fn time(
-    c: &mut Criterion,
-    op: &str,
-    case: &str,
-    work: &Work,
-    device: &Device,
-    mut call: impl FnMut() -> Result<()>,
-) {
+/// Times a case under its op's name.
+pub fn time(c: &mut Criterion, op: &str, name: &str, case: Result<Case>) {
+    let mut case = case.unwrap_or_else(|e| panic!("{op}/{name}: {e}"));
     let mut group = c.benchmark_group(op);
     group.sample_size(10);
-    group.throughput(match *work {
-        Work::Bytes(n) => Throughput::Bytes(n as u64),
-        Work::Flops(n) => Throughput::Elements(n as u64),
+    group.throughput(match case.work() {
+        work if work.flops > 0.0 => Throughput::Elements(work.flops as u64),
+        work => Throughput::Bytes(work.bytes as u64),
     });
-    group.bench_function(format!("{}/{case}", device.kind().name()), |b| {
-        b.iter_custom(|n| {
-            device
-                .time(|| (0..n).try_for_each(|_| call()))
-                .unwrap_or_else(|e| panic!("{op}/{case}: {e}"))
-        });
+    group.bench_function(format!("{}/{name}", case.device().kind().name()), |b| {
+        b.iter_custom(|n| timer::time(&mut case, n).unwrap_or_else(|e| panic!("{op}/{name}: {e}")));
     });
     group.finish();
 }
 
-/// The device's own copy of `bytes`, to hold a bandwidth against: it reads and writes as many.
-pub fn copy(c: &mut Criterion, op: &str, case: &str, device: &Device, bytes: usize) -> Result<()> {
-    let from = Tensor::zeros(device, DType::U8, &[bytes])?;
-    let to = Tensor::zeros(device, DType::U8, &[bytes])?;
-    let (source, target) = (from.address(), to.address());
-    let case = format!("{case}_copy");
-    time(c, op, &case, &Work::Bytes(2 * bytes), device, || {
-        if let Some(cuda) = device.as_cuda() {
-            use packforcing::cudarc::driver::result::memcpy_dtod_async;
-            // SAFETY: both tensors are this device's, hold so many bytes and live past the stream's work.
-            let copied = unsafe { memcpy_dtod_async(target, source, bytes, cuda.stream().cu_stream()) };
-            copied.unwrap_or_else(|e| panic!("a copy: {e:?}"));
-        } else {
-            // SAFETY: both tensors are host memory of so many bytes, and nothing else reads or writes them.
-            unsafe { std::ptr::copy_nonoverlapping(source as *const u8, target as *mut u8, bytes) };
-        }
-        Ok(())
-    });
-    Ok(())
+/// The device's own copy, to hold a case of as many bytes against.
+#[allow(dead_code)]
+pub fn copy(c: &mut Criterion, op: &str, name: &str, device: &Device, bytes: usize) {
+    let case = packforcing_bench::floor::copy(device, bytes / 2);
+    time(c, op, &format!("{name}_copy"), case.map_err(Into::into));
 }

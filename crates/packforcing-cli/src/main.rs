@@ -1,5 +1,6 @@
 //! `packforcing`, the program.
 
+mod bench;
 mod chart;
 mod device;
 mod evaluate;
@@ -34,6 +35,8 @@ enum Command {
     Train(train::Options),
     /// Measures how long videos still show what they began with
     Evaluate(evaluate::Options),
+    /// Times one op
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Sample(options) => sample::run(&options),
         Command::Train(options) => train::run(&options),
         Command::Evaluate(options) => evaluate::run(&options),
+        Command::Bench(options) => bench::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
