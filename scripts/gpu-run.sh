@@ -95,6 +95,12 @@ if [ -n "$gpu" ]; then
   bench attention_wan attention $on
   bench attention_wan_contiguous attention $on --contiguous
   bench attention_wan_one_segment attention $on --segments 1
+  for kernel in sm80 sm90-free sm90-overlapped; do
+    bench "attention_wan_$kernel" attention $on --kernel $kernel
+  done
+  for kernel in sm90-plain sm90-overlapped-plain; do
+    bench "attention_wan_$kernel" attention $on --contiguous --kernel $kernel
+  done
   bench attention_wan_f16 attention $on --dtype f16
   bench attention_8k attention $on --queries 8192 --keys 8192 --heads 16 --contiguous
   bench attention_16k attention $on --queries 16384 --keys 16384 --heads 16 --contiguous
@@ -137,6 +143,7 @@ else
     at=${on#--device }
     bench "attention_$at" attention $few --queries 64 --keys 500 --heads 2 --segments 5
     bench "attention_contiguous_$at" attention $few --queries 64 --keys 512 --heads 2 --contiguous
+    [ "$at" = cpu ] || bench "attention_sm90_$at" attention $few --queries 64 --keys 500 --heads 2 --segments 5 --kernel sm90
     bench "append_kv_$at" append_kv $few $block
     bench "merge_tokens_$at" merge_tokens $few $block
     bench "match_tokens_$at" match_tokens $few $block

@@ -150,6 +150,16 @@ def flash_attention_3(inputs):
     )
 
 
+# Other builds of our kernel, as the peers of the one that is chosen: name, whether paged, its --kernel.
+BUILDS = [
+    ("ours, sm90-plain", False, "sm90-plain"),
+    ("ours, sm90-overlapped-plain", False, "sm90-overlapped-plain"),
+    ("ours, sm90-overlapped", True, "sm90-overlapped"),
+    ("ours, sm90-free", True, "sm90-free"),
+    ("ours, sm80", True, "sm80"),
+]
+
+
 def peers(device, paged):
     gather = "gather + " if paged else ""
     made = [(f"{gather}SDPA {backend}", sdpa(backend)) for backend in BACKENDS[device]]
@@ -362,6 +372,14 @@ def main():
                 if device == "cuda":
                     torch.cuda.empty_cache()
                 save()
+            hopper = device == "cuda" and torch.cuda.get_device_capability(0) == (9, 0)
+            if hopper and page is not None and given.dtype == "bf16" and shape[4] == 128:
+                for build, paged, kernel in BUILDS:
+                    other = Ours(program, shape, given.dtype, device, page if paged else None, ["--kernel", kernel])
+                    taken = take_turns(ours, other, given.pairs, device)
+                    rows.append(row(name, layout, shape, build, None, taken))
+                    other.close()
+                    save()
             ours.close()
     save()
     show(rows, failed)

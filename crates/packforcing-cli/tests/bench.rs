@@ -161,6 +161,25 @@ fn every_op_on_the_simt_device() {
 }
 
 #[test]
+fn every_kernel_of_attention() {
+    let shape = "attention --device simt --queries 70 --keys 200 --heads 1";
+    for (kernel, layout) in [
+        ("auto", "--segments 4"),
+        ("sm80", "--segments 4"),
+        ("sm90", "--segments 4"),
+        ("sm90", "--contiguous"),
+        ("sm90-free", "--segments 4"),
+        ("sm90-overlapped", "--segments 4"),
+        ("sm90-plain", "--contiguous"),
+        ("sm90-overlapped-plain", "--contiguous"),
+    ] {
+        let record = record(&format!("{shape} {layout} --kernel {kernel}"));
+        assert_eq!(record["shape"]["kernel"], kernel);
+        assert!(number(&record, "tflops") > 0.0);
+    }
+}
+
+#[test]
 fn a_graph_of_every_op() {
     for (arguments, flops, bytes) in small() {
         let record = record(&format!("{arguments} --device simt --graph"));
@@ -212,6 +231,8 @@ fn what_makes_no_bench_is_an_error_that_names_the_option() {
         ),
         ("attention --dtype f8", "--dtype"),
         ("attention --device tpu", "--device"),
+        ("attention --kernel sm70", "--kernel"),
+        ("attention --queries 4 --keys 8 --kernel sm90", "kernel"),
         ("attention --samples 0", "--samples"),
         ("attention --sample-ms=-1", "--sample-ms"),
         ("attention --sample-ms NaN", "--sample-ms"),
@@ -250,6 +271,14 @@ fn what_a_device_does_not_take_is_the_ops_own_error() {
         (
             "attention --device cpu --queries 4 --keys 8 --heads 1 --dim 7",
             "head dim",
+        ),
+        (
+            "attention --device simt --queries 4 --keys 80 --heads 1 --kernel sm90 --page-tokens 12 --segments 2",
+            "pages of a multiple of 8",
+        ),
+        (
+            "attention --device simt --queries 4 --keys 200 --heads 1 --kernel sm90-plain",
+            "one page",
         ),
         (
             "append_kv --device simt --frames 1 --rows 1 --cols 4 --heads 1 --dim 256",

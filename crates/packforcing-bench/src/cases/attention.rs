@@ -1,8 +1,8 @@
 //! [`attention`] over pages in segments, or over one page that holds everything.
 
-use packforcing::ops::attention::{Attention, attention};
+use packforcing::ops::attention::{Attention, Kernel, attention_by};
 use packforcing::paging::{Context, KvPages, Segment};
-use packforcing::{DType, Device, Rope3d, Tensor, ViewMut};
+use packforcing::{DType, Device, Rope3d, Tensor};
 
 use super::{Numbers, PAGE_TOKENS, WAN_DIM, WAN_HEADS, numbers, some};
 use crate::case::{Call, Case, Work};
@@ -33,9 +33,11 @@ pub struct Shape {
     pub page_tokens: usize,
     /// Segments; `None`: 19 from 8,192 keys on, else one.
     pub segments: Option<usize>,
-    /// A pool of one page with all keys, one segment, no rotation: what others call contiguous.
+    /// A pool of one page with all keys, one segment, no rotation and no bias: what others call contiguous.
     pub contiguous: bool,
-    /// Decides numbers, order of pages and rotations.
+    /// Which kernel; on the CPU there is only [`Kernel::Auto`].
+    pub kernel: Kernel,
+    /// Decides numbers, order of pages, rotations and biases.
     pub seed: u64,
 }
 
@@ -52,6 +54,7 @@ impl Default for Shape {
             page_tokens: PAGE_TOKENS,
             segments: None,
             contiguous: false,
+            kernel: Kernel::Auto,
             seed: 0,
         }
     }
@@ -103,7 +106,7 @@ impl Shape {
     ///
     /// A shape that makes no case; what the op refuses comes with the first call.
     pub fn case(&self, device: &Device) -> Result<Case> {
-        let &Shape { dtype, dim, .. } = self;
+        let &Shape { dtype, dim, kernel, .. } = self;
         some(&[
             ("queries", self.queries),
             ("heads", self.heads),
@@ -132,6 +135,12 @@ impl Shape {
                 Segment {
                     // Up to two minutes of blocks away.
                     rotation: if self.contiguous { 0.0 } else { 480.0 * random.uniform() },
+                    // As merged tokens have, by how many they stand for.
+                    key_bias: if self.contiguous {
+                        0.0
+                    } else {
+                        32f32.ln() * random.uniform()
+                    },
                     ..Segment::new(order[first..next].to_vec(), tokens)
                 }
             })
@@ -164,16 +173,11 @@ impl Shape {
                     rope: &rope,
                     scale: (dim as f32).powf(-0.5),
                 };
-                run(&args, &mut out.view_mut())
+                attention_by(kernel, &args, &mut out.view_mut(), None)
             };
             Ok(Box::new(call) as Call)
         })
     }
-}
-
-/// The one call of the op: where a kernel would be chosen, if not by the op itself.
-fn run(args: &Attention<'_>, out: &mut ViewMut<'_>) -> packforcing::Result<()> {
-    attention(args, out, None)
 }
 
 /// Parts that differ by one at most, longer ones first.

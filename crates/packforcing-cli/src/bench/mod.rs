@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
-use packforcing::{DType, Device, SimtOptions};
+use packforcing::{DType, Device, SimtCard, SimtOptions};
 use packforcing_bench::timer::{self, Plan};
 use packforcing_bench::{Case, Error, floor};
 use serde_json::json;
@@ -98,12 +98,15 @@ fn milliseconds(text: &str) -> Result<f64, String> {
 }
 
 impl Wanted {
-    fn open(self) -> Result<Device> {
+    fn open(self, card: SimtCard) -> Result<Device> {
         let device = match self {
             Wanted::Best => Ok(Device::best().0),
             Wanted::Cpu => Ok(Device::cpu()),
             Wanted::Cuda => Device::cuda(0),
-            Wanted::Simt => Device::simt(SimtOptions::default()),
+            Wanted::Simt => Device::simt(SimtOptions {
+                card,
+                ..SimtOptions::default()
+            }),
         };
         let name = self.to_possible_value();
         device.with_context(|| format!("--device {}", name.as_ref().map_or("", |name| name.get_name())))
@@ -112,7 +115,7 @@ impl Wanted {
 
 pub fn run(options: &Options) -> Result<()> {
     let common = options.op.common();
-    let device = common.device.open()?;
+    let device = common.device.open(options.op.card())?;
     let mut case = options.op.case(&device).map_err(named)?;
     if common.graph {
         // SAFETY: the device was opened here, and this thread alone has it.

@@ -3,8 +3,9 @@
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
+use packforcing::ops::attention::Kernel;
 use packforcing::ops::match_tokens::Metric;
-use packforcing::{DType, Device, Grid};
+use packforcing::{DType, Device, Grid, SimtCard};
 use packforcing_bench::cases::{
     append_kv, attention, denoise_step, guidance, match_tokens, merge_states, merge_tokens, select_blocks,
 };
@@ -75,12 +76,27 @@ pub struct Attention {
     /// Segments that keys are split into [default: 19 from 8,192 keys on, else 1]
     #[arg(long, value_name = "N", value_parser = count)]
     segments: Option<usize>,
-    /// One page with all keys, one segment, no rotation
+    /// One page with all keys, one segment, no rotation and no bias
     #[arg(long, conflicts_with_all = ["page_tokens", "segments"])]
     contiguous: bool,
+    /// Which kernel: auto, sm80, sm90, or another build of it to measure it against (sm90-free,
+    /// sm90-overlapped, and with --contiguous sm90-plain and sm90-overlapped-plain)
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = kernel)]
+    #[serde(serialize_with = "by_name")]
+    kernel: Kernel,
     #[command(flatten)]
     #[serde(skip)]
     common: Common,
+}
+
+fn kernel(name: &str) -> Result<Kernel, String> {
+    let names = || Kernel::ALL.map(Kernel::name).join(", ");
+    let found = Kernel::ALL.into_iter().find(|kernel| kernel.name() == name);
+    found.ok_or_else(|| format!("one of {} is expected", names()))
+}
+
+fn by_name<S: serde::Serializer>(kernel: &Kernel, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(kernel.name())
 }
 
 /// The grid of a block.
@@ -356,7 +372,6 @@ impl Guidance {
 }
 
 impl Attention {
-    /// An explicit choice of kernel would be one more option, and one more field of this shape.
     fn case_shape(&self) -> attention::Shape {
         attention::Shape {
             queries: self.queries,
@@ -368,12 +383,21 @@ impl Attention {
             page_tokens: self.page_tokens,
             segments: self.segments,
             contiguous: self.contiguous,
+            kernel: self.kernel,
             seed: self.common.seed,
         }
     }
 }
 
 impl Op {
+    /// The card that the SIMT device stands for: one that has the kernel.
+    pub fn card(&self) -> SimtCard {
+        match self {
+            Op::Attention(Attention { kernel, .. }) if !matches!(kernel, Kernel::Auto | Kernel::Sm80) => SimtCard::Sm90,
+            _ => SimtCard::Sm80,
+        }
+    }
+
     /// What every op's bench takes.
     pub fn common(&self) -> &Common {
         match self {
