@@ -334,26 +334,22 @@ __device__ __forceinline__ float complete(float (&s)[B::kKeys / 8][4], typename 
   return scale;
 }
 
-// How far a row's logits may outgrow what its weights are taken against, base 2. A weight is at most
-// 2^8 then, which f16 holds, and rows are rescaled a few times instead of once a tile.
-constexpr float kSlack = 8.0f;
-
-// Makes weights of logits, in place. What sums and results so far are to be multiplied by, where `true`
-// comes back: the whole warp is told the same.
+// Makes weights of logits, in place. Where a row's maximum grew `true` comes back to the whole warp, and in
+// `shrink` what results so far are to be multiplied by: after the first tiles that is seldom.
 template <class B>
 __device__ __forceinline__ bool weigh(float (&s)[B::kKeys / 8][4], SoftmaxRow (&rows)[2], float (&shrink)[2], float by,
                                       float bias) {
   float top[2];
-  bool outgrown = false;
+  bool grew = false;
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     float x = -INFINITY;
 #pragma unroll
     for (int n = 0; n < B::kKeys / 8; n++) x = fmaxf(x, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
     top[r] = fmaf(quad_max(x), by, bias);
-    outgrown |= top[r] > rows[r].max + kSlack;
+    grew |= top[r] > rows[r].max;
   }
-  const bool raise = __any_sync(0xffffffffu, outgrown);
+  const bool raise = __any_sync(0xffffffffu, grew);
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     shrink[r] = 1.0f;

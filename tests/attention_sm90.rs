@@ -127,8 +127,7 @@ fn shapes(device: &Device) {
     }
 }
 
-/// Rows of logits that grow by little, by much, and fall: the maximum that weights are taken against lags
-/// behind.
+/// Logits that grow from segment to segment by little and by much, and fall; and segments of no weight at all.
 fn growing_logits(device: &Device) {
     if !takes(device) {
         return;

@@ -112,8 +112,8 @@ pub(crate) struct Shape {
 /// f16 and bf16, head dims 64 and 128 and rows on 16-byte boundaries, round the turned query and the
 /// probabilities to the dtype and add up in f32.
 ///
-/// The result has the same bits on every run of one device, in any order of the pages, with any page
-/// size, and whatever the other streams of the batch are.
+/// The result has the same bits on every run of one device, in any order of the pages, and whatever the
+/// other streams of the batch are; with any page size, too, that the same [`Kernel`] takes.
 ///
 /// [`merge_states`]: crate::ops::merge_states::merge_states
 ///
