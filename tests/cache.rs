@@ -402,7 +402,7 @@ fn simt(options: SimtOptions) -> Device {
 fn main() -> ExitCode {
     let mut suite = Suite::new();
 
-    suite.on_devices("mean_pooled_history_is_the_models", |device| {
+    suite.on_cards("mean_pooled_history_is_the_models", |device| {
         let cells = MeanPool {
             cell: [2, 2, 2],
             remainder: Remainder::Drop,
@@ -421,7 +421,7 @@ fn main() -> ExitCode {
         follows_the_model(device, "keep", dtypes(device)[0], builder, Some(cells));
     });
 
-    suite.on_devices("matched_history_is_the_models", |device| {
+    suite.on_cards("matched_history_is_the_models", |device| {
         let how = SoftMatch::strided([2, 2, 2]);
         for &dtype in dtypes(device) {
             let all = builder().compression(Compression::matching([2, 2, 2]));
@@ -469,7 +469,7 @@ fn main() -> ExitCode {
         follows_the_model(device, "whole", dtypes(device)[0], builder, None);
     });
 
-    suite.on_devices("blocks_that_end_inside_a_page_are_the_models", |device| {
+    suite.on_cards("blocks_that_end_inside_a_page_are_the_models", |device| {
         let cells = MeanPool {
             cell: [2, 2, 2],
             remainder: Remainder::Drop,
@@ -523,7 +523,7 @@ fn main() -> ExitCode {
         assert_eq!(chosen[0], chosen[1]);
     });
 
-    suite.on_devices("tokens_that_the_model_hands_in_stand_like_pooled_ones", |device| {
+    suite.on_cards("tokens_that_the_model_hands_in_stand_like_pooled_ones", |device| {
         let dtype = dtypes(device)[0];
         let grid = Grid {
             frames: 1,
@@ -613,7 +613,7 @@ fn main() -> ExitCode {
         assert_eq!(step(&pool, &mut [&mut stream], &next).0, expected);
     });
 
-    suite.on_devices("streams_of_a_batch_do_not_see_each_other", |device| {
+    suite.on_cards("streams_of_a_batch_do_not_see_each_other", |device| {
         let config = builder().dtype(dtypes(device)[0]).streams(2).build().expect("it fits");
         let pool = pool(device, &config);
         let (mut old, old_next) = after(&pool, 6, &mut Rng::new("old"));

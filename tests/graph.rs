@@ -415,7 +415,11 @@ fn a_fault_in_a_replay_is_reported(simt: &Device) {
 
 fn main() -> ExitCode {
     Suite::new()
-        .on_kernels("blocks_of_every_kind_are_replayed", blocks_of_every_kind_are_replayed)
+        .on(
+            &["simt", "simt90", "cuda"],
+            "blocks_of_every_kind_are_replayed",
+            blocks_of_every_kind_are_replayed,
+        )
         .on_kernels(
             "a_capture_runs_nothing_and_takes_launches_only",
             a_capture_runs_nothing_and_takes_launches_only,

@@ -1,14 +1,8 @@
 //! What a copy engine reads a tensor by (`TensorMap` of `kernels/params.h`).
 
-use crate::ffi;
-
 /// A tensor of 16-bit elements in global memory, and the boxes in which its parts are fetched. Extents
 /// stand innermost first. Boxes go to shared memory in rows of 128 bytes, whose 16-byte chunks are
 /// swapped by the row (the 128-byte swizzle).
-#[cfg_attr(
-    not(any(feature = "simt", feature = "cuda")),
-    expect(dead_code, reason = "only kernels have a copy engine")
-)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Boxes {
     /// Of the first element; 16 divides it.
@@ -51,7 +45,7 @@ impl Boxes {
 
 /// `SimtTensorMap` of `kernels/simt/simt.h`.
 #[cfg(feature = "simt")]
-pub(super) fn for_simt(boxes: &Boxes) -> ffi::TensorMap {
+pub(super) fn for_simt(boxes: &Boxes) -> crate::ffi::TensorMap {
     const MAGIC: u64 = 0x5041_4D5F_5449_4D53;
     let [b0, b1, b2, b3] = boxes.size.map(|n| n as u64);
     let [d0, d1, d2, d3] = boxes.extents.map(|n| n as u64);
@@ -73,5 +67,5 @@ pub(super) fn for_simt(boxes: &Boxes) -> ffi::TensorMap {
         pair(b2, b3),
         pair(1, 0),
     ]);
-    ffi::TensorMap { words }
+    crate::ffi::TensorMap { words }
 }
