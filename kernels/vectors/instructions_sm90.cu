@@ -1,4 +1,4 @@
-// What single instructions do: the layouts that all other kernels build on, for src/device/vectors.rs.
+// What single instructions do: the layouts that all other kernels build on. src/device/vectors/ runs this.
 //
 // A kernel puts given numbers into registers and shared memory, executes one instruction, and writes out what
 // it left. It knows nothing of where an element belongs: inputs are raw registers and raw shared memory, and so
@@ -25,7 +25,8 @@ struct Image {
 template <int N>
 __device__ void fill(const VectorParams& p, Image<N>& image) {
   for (int i = threadIdx.x; i < p.image_bytes / 16; i += blockDim.x) {
-    store_shared(reinterpret_cast<Vec<uint32_t, 4>*>(&image.data.data[8 * i]), load_vec<4>(address<uint32_t>(p.image) + 4 * i));
+    const Vec<uint32_t, 4> chunk = load_vec<4>(address<uint32_t>(p.image) + 4 * i);
+    store_shared(reinterpret_cast<Vec<uint32_t, 4>*>(&image.data.data[8 * i]), chunk);
   }
   fence_proxy_async();
 }
