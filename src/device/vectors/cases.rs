@@ -129,7 +129,8 @@ impl Placed {
 /// Swizzles by their span in bytes.
 const SPANS: [u32; 4] = [0, 32, 64, 128];
 
-/// An operand from `start` on. Its offsets differ from each other, and leave gaps unless it is `dense`.
+/// An operand from `start` on. Its offsets differ from each other and leave gaps; those along k are
+/// closed where it is `dense`, to leave room for another.
 fn placed(start: u32, major: Major, span: u32, dense: bool) -> Placed {
     let pattern = 8 * span;
     let (leading, stride) = match (major, span) {
