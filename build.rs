@@ -6,7 +6,8 @@
 //! of architectures (default `80,90a`; `80` stands for sm_80 code and compute_80 PTX, a list entry
 //! ending in `a` goes to the kernels written for it alone); `PACKFORCING_KERNELS=require` makes a
 //! missing compiler an error; `PACKFORCING_PTXAS=deny` makes an error of every spill and every
-//! remark of ptxas that costs speed.
+//! remark of ptxas that costs speed; `PACKFORCING_VECTORS=1` makes images of `kernels/vectors/` too,
+//! which only tests launch.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,6 +26,7 @@ fn main() {
         "PACKFORCING_CUDA_ARCHS",
         "PACKFORCING_KERNELS",
         "PACKFORCING_PTXAS",
+        "PACKFORCING_VECTORS",
     ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -103,7 +105,10 @@ impl Build {
             );
         };
         let archs = env::var("PACKFORCING_CUDA_ARCHS").unwrap_or_else(|_| "80,90a".into());
-        let files = sources(&self.kernels, "cu")?;
+        let mut files = sources(&self.kernels, "cu")?;
+        if env::var("PACKFORCING_VECTORS").as_deref() == Ok("1") {
+            files.extend(sources(&self.kernels.join("vectors"), "cu")?);
+        }
         let jobs = env::var("NUM_JOBS")
             .ok()
             .and_then(|n| n.parse().ok())
@@ -172,6 +177,7 @@ impl Build {
             let simt = self.kernels.join("simt");
             let mut files = sources(&self.kernels, "cu")?;
             files.extend(sources(&simt.join("planted"), "cu")?);
+            files.extend(sources(&self.kernels.join("vectors"), "cu")?);
             let mut entries = Vec::new();
             for file in &files {
                 let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
@@ -249,7 +255,7 @@ fn simt_table(entries: &[String]) -> String {
     text + &format!("  nullptr}};\nconst size_t simt_kernel_count = {};\n", entries.len())
 }
 
-/// `attention_sm90` is for 90a alone; every other file, `attention_sm80` too, runs from 8.0 on.
+/// A name that ends in `_sm90` is for 90a alone; every other file, `attention_sm80` too, runs from 8.0 on.
 fn is_for(name: &str, arch: &str) -> bool {
     match name.rsplit_once("_sm") {
         Some((_, own)) if own != "80" => arch.strip_suffix('a') == Some(own),

@@ -9,7 +9,7 @@ rule() { # rule NAME FINDINGS
     fail=1
   fi
 }
-kernel_files() { git ls-files 'kernels/*.cu' 'kernels/device/*.cuh' | grep -v '^kernels/simt/'; }
+kernel_files() { git ls-files 'kernels/*.cu' 'kernels/vectors/*.cu' 'kernels/device/*.cuh' | grep -v '^kernels/simt/'; }
 
 rule "a kernel file branches on the build it is in" \
   "$(kernel_files | xargs grep -nE '^ *# *(if|ifdef|ifndef|elif)\b|__CUDA_ARCH__|__CUDACC__' | grep -v '#pragma once' || true)"

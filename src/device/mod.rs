@@ -8,6 +8,8 @@ mod memory;
 #[cfg(feature = "simt")]
 mod simt;
 pub(crate) mod tensor_map;
+#[cfg(test)]
+mod vectors;
 
 use std::fmt;
 #[cfg(any(feature = "simt", feature = "cuda"))]
