@@ -18,8 +18,9 @@ pack=$target/gpu-pack
 
 # `bench` needs no CUDA of candle's, which would be minutes of nvcc: the library's own is always in.
 cargo build --release -p packforcing-cli
-# The bridge's tests on a GPU want candle's CUDA; they stay behind.
-cargo test --no-run -p packforcing --lib --tests --message-format=json-render-diagnostics >"$target/gpu-pack.jsonl"
+# With the kernels of single instructions, which no user's build has. The bridge's tests on a GPU want candle's CUDA;
+# they stay behind.
+PACKFORCING_VECTORS=1 cargo test --no-run -p packforcing --lib --tests --message-format=json-render-diagnostics >"$target/gpu-pack.jsonl"
 
 rm -rf "$pack"
 mkdir -p "$pack/bin" "$pack/tests"
