@@ -24,9 +24,9 @@
 // too few at head dim 128.
 //
 // Floors: 4 q_tokens keys dim operations a head at the matrix units' rate (a Wan block, 1.07 TFLOP, is
-// 1.08 ms at 989 TFLOP/s); one exponential a logit, 16 a cycle and
-// multiprocessor (0.6 ms, so beside the products and not after them); keys
-// and values once for every 192 queries from L2 (5.6 GB). docs/attention.md has the arithmetic.
+// 1.08 ms at 989 TFLOP/s); one exponential a logit, 16 a cycle and multiprocessor (0.6 ms, so beside the
+// products and not after them); keys and values once for every 192 queries from L2 (5.6 GB).
+// docs/attention.md has the arithmetic.
 #include <kernel.cuh>
 #include <mma.cuh>
 #include <pairs.cuh>
