@@ -1,4 +1,4 @@
-//! [`attention`] over pages in segments, or over one page that holds everything.
+//! [`attention_by`] over pages in segments, or over one page that holds everything.
 
 use packforcing::ops::attention::{Attention, Kernel, attention_by};
 use packforcing::paging::{Context, KvPages, Segment};
