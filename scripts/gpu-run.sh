@@ -164,7 +164,7 @@ say "peers"
 if ! python3 -c 'import torch' 2>/dev/null; then
   echo "no torch for python3: left out" | tee "$out/peers.txt"
 elif [ -n "$gpu" ]; then
-  within 170 python3 "$here/peers/peers.py" --device cuda --json "$out/peers.json" >"$out/peers.txt" 2>&1 || echo "peers.py: $?" >>"$out/peers.txt"
+  within 240 python3 "$here/peers/peers.py" --device cuda --json "$out/peers.json" >"$out/peers.txt" 2>&1 || echo "peers.py: $?" >>"$out/peers.txt"
 else
   within 60 python3 "$here/peers/peers.py" --device cpu --shape small --pairs 3 --json "$out/peers.json" >"$out/peers.txt" 2>&1 || echo "peers.py: $?" >>"$out/peers.txt"
 fi

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -351,48 +352,52 @@ def main():
         if given.json:
             given.json.write_text(json.dumps(record, indent=1) + "\n")
 
-    for name, shape in given.shapes.items():
-        for layout in layouts:
-            page = given.page_tokens if layout == "paged" else None
-            ours = Ours(program, shape, given.dtype, device, page, given.ours)
-            for peer_name, prepare in peers(device, page is not None):
-                try:
-                    peer = Peer(prepare, shape, DTYPES[given.dtype], device, page)
-                except Exception as error:  # whatever keeps a peer from running is told, and the others go on
-                    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                    failed.append({"shape": name, "layout": layout, "peer": peer_name, "reason": reason, "wrong": False})
-                    continue
-                if not peer.error <= TOLERANCE[given.dtype]:
-                    reason = f"its result is {peer.error:.2e} off (relative L2, against f32)"
-                    failed.append({"shape": name, "layout": layout, "peer": peer_name, "reason": reason, "wrong": True})
-                    continue
-                taken = take_turns(ours, peer, given.pairs, device)
-                rows.append(row(name, layout, shape, peer_name, peer.error, taken))
-                del peer
-                if device == "cuda":
-                    torch.cuda.empty_cache()
-                save()
-            hopper = device == "cuda" and torch.cuda.get_device_capability(0) == (9, 0)
-            if hopper and page is not None and given.dtype == "bf16" and shape[4] == 128:
-                for build, paged, kernel in BUILDS:
-                    other = Ours(program, shape, given.dtype, device, page if paged else None, ["--kernel", kernel])
-                    taken = take_turns(ours, other, given.pairs, device)
-                    rows.append(row(name, layout, shape, build, None, taken))
-                    other.close()
+    # Whoever ends it early sees what there is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("peers.py: told to end"))
+    try:
+        for name, shape in given.shapes.items():
+            for layout in layouts:
+                page = given.page_tokens if layout == "paged" else None
+                ours = Ours(program, shape, given.dtype, device, page, given.ours)
+                for peer_name, prepare in peers(device, page is not None):
+                    try:
+                        peer = Peer(prepare, shape, DTYPES[given.dtype], device, page)
+                    except Exception as error:  # whatever keeps a peer from running is told, and the others go on
+                        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                        failed.append({"shape": name, "layout": layout, "peer": peer_name, "reason": reason, "wrong": False})
+                        continue
+                    if not peer.error <= TOLERANCE[given.dtype]:
+                        reason = f"its result is {peer.error:.2e} off (relative L2, against f32)"
+                        failed.append({"shape": name, "layout": layout, "peer": peer_name, "reason": reason, "wrong": True})
+                        continue
+                    taken = take_turns(ours, peer, given.pairs, device)
+                    rows.append(row(name, layout, shape, peer_name, peer.error, taken))
+                    del peer
+                    if device == "cuda":
+                        torch.cuda.empty_cache()
                     save()
-            ours.close()
-    save()
-    show(rows, failed)
+                hopper = device == "cuda" and torch.cuda.get_device_capability(0) == (9, 0)
+                if hopper and page is not None and name == "wan" and given.dtype == "bf16":
+                    for build, paged, kernel in BUILDS:
+                        other = Ours(program, shape, given.dtype, device, page if paged else None, ["--kernel", kernel])
+                        taken = take_turns(ours, other, given.pairs, device)
+                        rows.append(row(name, layout, shape, build, None, taken))
+                        other.close()
+                        save()
+                ours.close()
+    finally:
+        save()
+        show(rows, failed)
     if any(f["wrong"] for f in failed) or not rows:
         sys.exit(1)
 
 
 def show(rows, failed):
-    print(f"\n{'shape':<8} {'layout':<10} {'peer':<22} {'ours ms':>9} {'peer ms':>9} {'ours':>8} {'peer':>8}  ours / peer (middle half)")
+    print(f"\n{'shape':<8} {'layout':<10} {'peer':<28} {'ours ms':>9} {'peer ms':>9} {'ours':>8} {'peer':>8}  ours / peer (middle half)")
     for r in rows:
         low, high = r["ratio_quartiles"]
         print(
-            f"{r['shape']:<8} {r['layout']:<10} {r['peer']:<22} {r['ours_ms']:>9.4g} {r['peer_ms']:>9.4g} "
+            f"{r['shape']:<8} {r['layout']:<10} {r['peer']:<28} {r['ours_ms']:>9.4g} {r['peer_ms']:>9.4g} "
             f"{r['ours_tflops']:>8.4g} {r['peer_tflops']:>8.4g}  {r['ratio']:.3f} ({low:.3f} to {high:.3f})"
         )
     print("medians; rates in TFLOP/s; above 1: ours is faster")
