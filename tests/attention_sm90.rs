@@ -71,7 +71,10 @@ fn schedules() {
         for &(dtype, dim) in dtypes(kernel) {
             let mut rng = Rng::new("schedules");
             let problem = long(&mut rng, dtype, 70, dim);
+            // One page holds all of these: whole tiles are fetched, past the page's end, too.
+            let single = Problem::random(&mut rng, dtype, 70, [1, 1], dim, &[vec![turned(301, 2.0)]]);
             let mut expected = None;
+            let mut expected_single = None;
             for schedule in 0..SCHEDULES {
                 let device = Device::simt(SimtOptions {
                     card: SimtCard::Sm90,
@@ -92,7 +95,12 @@ fn schedules() {
                 let what =
                     format!("{kernel:?} {dtype} {dim}, pages of {page_tokens}, on {device}, schedule {schedule}");
                 same(&got, expected, &what);
-                launches += 1;
+                let page_tokens = [301, 96, 8, 32, 200][schedule as usize % 5];
+                let got = single.placed(&device, page_tokens, &mut rng).run_by(kernel);
+                let expected = expected_single.get_or_insert_with(|| got.clone());
+                let what = format!("{kernel:?} {dtype} {dim}, one segment, pages of {page_tokens}, on {device}");
+                same(&got, expected, &what);
+                launches += 2;
             }
         }
     }

@@ -2,7 +2,7 @@
 //! `kernels/vectors/` on the SIMT device under several schedules, and on a card where there is one.
 //!
 //! Results are held against two things. The oracle here is written from the tables of the PTX ISA and
-//! of the CUDA programming guide (`tables.rs`), and shares nothing with the SIMT device. The record,
+//! of the CUDA programming guide (`tables.rs`), and shares no code with the SIMT device. The record,
 //! `tests/golden/instructions.safetensors`, is what a card did; only a card writes it:
 //!
 //! ```sh
