@@ -2,21 +2,32 @@
 //! the SIMT device (feature `simt`). Where a compiler is missing the build stays green and the
 //! device says at run time what to do.
 //!
-//! Variables: `NVCC`, `CUDA_HOME`, `CUDA_PATH` name the toolkit; `PACKFORCING_CUDA_ARCHS` is the list
-//! of architectures (default `80,90a`; `80` stands for sm_80 code and compute_80 PTX, a list entry
-//! ending in `a` goes to the kernels written for it alone); `PACKFORCING_KERNELS=require` makes a
-//! missing compiler an error; `PACKFORCING_PTXAS=deny` makes an error of every spill and every
+//! Variables: `NVCC` (a program, or a command line such as `ccache nvcc`), `CUDA_HOME`, `CUDA_PATH`
+//! name the toolkit; `PACKFORCING_CUDA_ARCHS` is the list of architectures (default `80,90a`; `80`
+//! stands for sm_80 code and compute_80 PTX, a list entry ending in `a` goes to the kernels written for
+//! it alone); what these two say is understood or ends the build. `PACKFORCING_KERNELS=require` makes a
+//! missing compiler, or one kernel file that does not compile, an error; `PACKFORCING_PTXAS=deny` makes an error of every spill and every
 //! remark of ptxas that costs speed; `PACKFORCING_VECTORS=1` makes images of `kernels/vectors/` too,
 //! which only tests launch.
 
+#[path = "build/archs.rs"]
+mod archs;
+#[path = "build/images.rs"]
+mod images;
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{env, fs};
+
+use images::{Compiler, Image};
+use nvcc::Places;
 
 type Result<T, E = String> = std::result::Result<T, E>;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
     println!("cargo::rustc-check-cfg=cfg(packforcing_simt)");
     for name in [
@@ -75,37 +86,66 @@ impl Build {
         Ok(path)
     }
 
-    /// `IMAGES`, a fatbin for each kernel file, or none of them and the reason.
+    /// `IMAGES`, a fatbin for each kernel file, or none of them and the reason; and the same as a table, by which others
+    /// know an image again.
     fn images(&self) -> Result<()> {
-        let images = if self.docs {
+        let compiled = if self.docs {
             Err("this is the documentation".into())
         } else {
             self.compile_images()
         };
-        let reason = images.as_ref().err().cloned().unwrap_or_default();
-        let mut table = format!("const NO_IMAGES: &str = {reason:?};\nstatic IMAGES: &[Image] = &[\n");
-        for (name, image) in images.iter().flatten() {
-            table += &format!("    Image {{ name: {name:?}, bytes: include_bytes!({image:?}) }},\n");
+        let reason = compiled.as_ref().err().cloned().unwrap_or_default();
+        let (images, missing) = compiled.as_ref().map_or((&[][..], &[][..]), |(i, m)| (i, m));
+        let mut text =
+            format!("pub(super) const NO_IMAGES: &str = {reason:?};\nconst MISSING: &[(&str, &str)] = &{missing:?};\n");
+        text += "pub(super) static IMAGES: &[Image] = &[\n";
+        let mut table = String::new();
+        for image in images {
+            text += &image.source();
+            table += &image.row()?;
         }
-        self.write("images.rs", &(table + "];\n"))?;
-        match images {
+        self.write("images.rs", &(text + "];\n"))?;
+        self.write("images.tsv", &table)?;
+        for (file, reason) in missing {
+            println!("cargo::warning=packforcing: {file}.cu is not in this build: {reason}");
+        }
+        match compiled {
             Err(reason) if !self.docs => Err(format!("packforcing: no GPU kernels: {reason}")),
+            Ok((_, missing)) if !missing.is_empty() => {
+                Err(format!("packforcing: {} kernel files are missing", missing.len()))
+            }
             _ => Ok(()),
         }
     }
 
-    fn compile_images(&self) -> Result<Vec<(String, PathBuf)>> {
-        let Some(nvcc) = find_nvcc() else {
-            // Whoever then puts it on PATH builds again and has it.
+    /// The images, and each file that there is none of, with the reason.
+    fn compile_images(&self) -> Result<(Vec<Image>, Vec<(String, String)>)> {
+        // Whoever names architectures or a compiler means them: what is not understood ends the build.
+        let archs = match env::var("PACKFORCING_CUDA_ARCHS") {
+            Ok(text) => archs::parse(&text).unwrap_or_else(|reason| panic!("packforcing: {reason}")),
+            Err(_) => archs::parse(archs::DEFAULT)?,
+        };
+        let places = Places::from_env();
+        let found = places.find().unwrap_or_else(|reason| panic!("packforcing: {reason}"));
+        if found.as_ref().is_none_or(|nvcc| nvcc.by_path) {
             println!("cargo::rerun-if-env-changed=PATH");
+        }
+        let Some(nvcc) = found else {
             return Err(
             "nvcc was not found (NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda); scripts/cuda-toolkit.sh fetches it \
              from PyPI"
                     .into(),
             );
         };
-        let archs = env::var("PACKFORCING_CUDA_ARCHS").unwrap_or_else(|_| "80,90a".into());
+        for program in &nvcc.watched {
+            println!("cargo::rerun-if-changed={}", program.display());
+        }
+        let version = match nvcc.version() {
+            Err(reason) if places.nvcc.is_some() => panic!("packforcing: {reason}"),
+            said => said?,
+        };
         let mut files = sources(&self.kernels, "cu")?;
+        let shipped = files.len();
         if env::var("PACKFORCING_VECTORS").as_deref() == Ok("1") {
             files.extend(sources(&self.kernels.join("vectors"), "cu")?);
         }
@@ -114,60 +154,49 @@ impl Build {
             .and_then(|n| n.parse().ok())
             .unwrap_or(1)
             .max(1);
-        let images = in_parallel(&files, jobs, |file| self.fatbin(&nvcc, file, &archs))?;
-        let images: Vec<_> = images.into_iter().flatten().collect();
-        match images.is_empty() {
-            true => Err(format!(
-                "PACKFORCING_CUDA_ARCHS={archs} names no architecture that a kernel is for"
-            )),
-            false => Ok(images),
-        }
-    }
-
-    /// Compiles one kernel file; `None` where no architecture of the list is for it.
-    fn fatbin(&self, nvcc: &Path, file: &Path, archs: &str) -> Result<Option<(String, PathBuf)>> {
-        let name = stem(file);
-        let mut command = Command::new(nvcc);
-        let mut any = false;
-        for arch in archs.split(',').map(str::trim).filter(|a| !a.is_empty()) {
-            if !is_for(&name, arch) {
-                continue;
+        let compiler = Compiler {
+            nvcc: &nvcc,
+            version,
+            kernels: &self.kernels,
+            out: &self.out,
+            deny: env::var("PACKFORCING_PTXAS").as_deref() == Ok("deny"),
+        };
+        let compiled = in_parallel(&files, jobs, |file| Ok(compiler.image(file, &archs)))?;
+        let (mut images, mut missing) = (Vec::new(), Vec::new());
+        for (i, (file, compiled)) in files.iter().zip(compiled).enumerate() {
+            match compiled {
+                Ok(Some(image)) => {
+                    if !image.unknown.is_empty() {
+                        let unknown = images::list(&image.unknown);
+                        println!(
+                            "cargo::warning=packforcing: {nvcc} does not know {unknown}: {}.cu has no code for it",
+                            image.name
+                        );
+                    }
+                    images.push(image);
+                }
+                // A list without 90a leaves out what is for it alone, which is no fault.
+                Ok(None) if i >= shipped || stem(file).ends_with("_sm90") => {}
+                Ok(None) => missing.push((
+                    stem(file),
+                    format!(
+                        "PACKFORCING_CUDA_ARCHS={} has nothing that it is for",
+                        images::list(&archs)
+                    ),
+                )),
+                Err(reason) => missing.push((stem(file), reason)),
             }
-            any = true;
-            command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
-            if !arch.ends_with('a') {
-                command.arg(format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
-            }
         }
-        if !any {
-            return Ok(None);
+        if !images.is_empty() {
+            return Ok((images, missing));
         }
-        let image = self.out.join(format!("{name}.fatbin"));
-        command
-            .args(["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v,-warn-spills"])
-            .args(own_flags(file)?)
-            .arg("-I")
-            .arg(self.kernels.join("device"))
-            .arg("-I")
-            .arg(&self.kernels)
-            .arg("-o")
-            .arg(&image)
-            .arg(file);
-        let output = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
-        let report = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            let told = report
-                .lines()
-                .find(|l| l.contains("error") || l.contains("fatal"))
-                .unwrap_or_default();
-            return Err(format!("{} failed on {}: {told}", nvcc.display(), file.display()));
-        }
-        self.write(&format!("{name}.ptxas.txt"), &report)?;
-        if env::var("PACKFORCING_PTXAS").as_deref() == Ok("deny") {
-            let costly: Vec<&str> = report.lines().filter(|l| costs_speed(l)).collect();
-            assert!(costly.is_empty(), "ptxas on {}:\n{}", file.display(), costly.join("\n"));
-        }
-        Ok(Some((name, image)))
+        let reason = missing
+            .into_iter()
+            .next()
+            .map_or("there is no kernel file".into(), |(_, reason)| reason);
+        // A list that no kernel is for asked for kernels all the same.
+        assert!(!reason.contains("PACKFORCING_CUDA_ARCHS"), "packforcing: {reason}");
+        Err(reason)
     }
 
     /// The SIMT device as a static library, with a table of every kernel in it.
@@ -181,10 +210,7 @@ impl Build {
             let mut entries = Vec::new();
             for file in &files {
                 let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-                entries.extend(text.lines().filter_map(|line| {
-                    let arguments = line.strip_prefix("PF_KERNEL(")?;
-                    Some(arguments.split(',').next()?.trim().to_string())
-                }));
+                entries.extend(images::entries(&text));
             }
             let table = self.write("simt_table.cpp", &simt_table(&entries))?;
             let mut library = cc::Build::new();
@@ -253,46 +279,6 @@ fn simt_table(entries: &[String]) -> String {
         text += &format!("  &simt_kernel_{name},\n");
     }
     text + &format!("  nullptr}};\nconst size_t simt_kernel_count = {};\n", entries.len())
-}
-
-/// A name that ends in `_sm90` is for 90a alone; every other file, `attention_sm80` too, runs from 8.0 on.
-fn is_for(name: &str, arch: &str) -> bool {
-    match name.rsplit_once("_sm") {
-        Some((_, own)) if own != "80" => arch.strip_suffix('a') == Some(own),
-        _ => !arch.ends_with('a'),
-    }
-}
-
-/// A kernel file names flags of its own in a line `// nvcc: ...`.
-fn own_flags(file: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
-    Ok(text
-        .lines()
-        .filter_map(|l| l.strip_prefix("// nvcc: "))
-        .flat_map(|l| l.split_whitespace().map(str::to_string))
-        .collect())
-}
-
-fn costs_speed(line: &str) -> bool {
-    let spills = line.contains("spill stores") && !line.contains("0 bytes spill stores, 0 bytes spill loads");
-    let remarks = ["erializ", "wait injected", "arrive injected", "C7510", "C7514", "C7519"];
-    spills || remarks.iter().any(|r| line.contains(r))
-}
-
-fn find_nvcc() -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::var_os("NVCC")
-        .map(PathBuf::from)
-        .into_iter()
-        .chain(
-            ["CUDA_HOME", "CUDA_PATH"]
-                .iter()
-                .filter_map(env::var_os)
-                .map(|home| Path::new(&home).join("bin/nvcc")),
-        )
-        .chain(env::split_paths(&path).map(|dir| dir.join("nvcc")))
-        .chain([PathBuf::from("/usr/local/cuda/bin/nvcc")])
-        .find(|nvcc| nvcc.is_file())
 }
 
 fn sources(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {

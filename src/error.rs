@@ -118,7 +118,7 @@ pub enum Error {
     },
 
     /// The CUDA driver refused a call.
-    #[error("{call}: CUDA error {code} ({name})")]
+    #[error("{call}: CUDA error {code} ({name}){advice}")]
     Cuda {
         /// The call, as this crate speaks of it.
         call: &'static str,
@@ -126,10 +126,38 @@ pub enum Error {
         code: u32,
         /// The driver's name of the error.
         name: String,
+        /// What to do about it.
+        advice: Advice,
+    },
+
+    /// An earlier call failed where nobody could be told, such as the drop of a tensor or of an event. It is told to the
+    /// next call, which did not begin and may be made again.
+    #[error(
+        "an earlier call failed where nobody could be told: CUDA error {code} ({name}){advice}; this one did not begin"
+    )]
+    Earlier {
+        /// The driver's number of the error.
+        code: u32,
+        /// The driver's name of the error.
+        name: String,
+        /// What to do about it.
+        advice: Advice,
+    },
+
+    /// Something that belongs to one thread was used on another: a per-thread stream, a capture.
+    #[error("{what} belongs to thread {owner}, and this is thread {here}")]
+    WrongThread {
+        /// What belongs to a thread.
+        what: &'static str,
+        /// Whose it is.
+        owner: String,
+        /// Who used it.
+        here: String,
     },
 
     /// A fault that the device reported after the call that caused it. What the device's memory
-    /// holds is not known; make a new device and begin again.
+    /// holds is not known. On the SIMT device a new device begins again; a CUDA fault stays with the
+    /// process, which has to be started again.
     #[error("the {device} device is lost: {reason}")]
     DeviceLost {
         /// The device's name.
@@ -161,7 +189,38 @@ pub enum Error {
     },
 }
 
+/// A sentence on what to do about an error; empty where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Advice(pub(crate) Option<&'static str>);
+
+impl Advice {
+    /// The sentence.
+    pub fn text(&self) -> Option<&'static str> {
+        self.0
+    }
+}
+
+impl std::fmt::Display for Advice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |text| write!(f, ": {text}"))
+    }
+}
+
 impl Error {
+    /// That a kernel is captured which was never launched: the driver may have to load it first.
+    #[cfg_attr(
+        not(any(feature = "cuda", feature = "simt")),
+        expect(dead_code, reason = "only devices with launches capture")
+    )]
+    pub(crate) fn not_launched_before(kernel: &str) -> Error {
+        Error::Order {
+            op: "Device::capture",
+            reason: format!(
+                "{kernel} was not launched before, and a capture loads nothing: run the work once, then capture it"
+            ),
+        }
+    }
+
     pub(crate) fn argument(
         op: &'static str,
         argument: &'static str,

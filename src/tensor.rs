@@ -680,7 +680,15 @@ fn foreign_raw(
 /// ```
 pub struct Tensor {
     raw: Raw,
-    memory: Memory,
+    /// There until the drop.
+    memory: Option<Memory>,
+}
+
+impl Drop for Tensor {
+    /// A graph that is being captured may work on the memory.
+    fn drop(&mut self) {
+        self.memory = self.memory.take().and_then(|memory| self.raw.device.keep(memory));
+    }
 }
 
 impl fmt::Debug for Tensor {
@@ -708,7 +716,10 @@ impl Tensor {
             shape,
             &contiguous(shape),
         )?;
-        Ok(Tensor { raw, memory })
+        Ok(Tensor {
+            raw,
+            memory: Some(memory),
+        })
     }
 
     /// A copy of host elements.
@@ -754,6 +765,6 @@ impl Tensor {
 
     /// Bytes of memory that it owns.
     pub fn bytes(&self) -> usize {
-        self.memory.bytes()
+        self.memory.as_ref().map_or(0, Memory::bytes)
     }
 }

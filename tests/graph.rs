@@ -347,6 +347,9 @@ fn the_cpu_has_nothing_to_record() {
 fn a_graph_fits_its_own_pool_and_batch(device: &Device) {
     let (mut model, mut other) = (Model::new(device, PLAIN), Model::new(device, PLAIN));
     let (pool, streams, mut work) = model.parts();
+    // Once before, in a block that is dropped.
+    work.passes(&mut pool.begin(streams.iter_mut()).expect("there is room"))
+        .expect("it runs");
     let mut block = pool.begin(streams.iter_mut()).expect("there is room");
     let graph = block.capture(|block| work.passes(block)).expect("it records");
     refused(block.commit(), &["commit", "layer 0"]);
@@ -391,24 +394,26 @@ fn a_graph_fits_its_own_pool_and_batch(device: &Device) {
 
 fn a_fault_in_a_replay_is_reported(simt: &Device) {
     let (mut x, term, coefficients) = doubling(simt);
+    double(&mut x, &term, &coefficients).expect("launch 0");
     let graph = simt
         .capture(|| double(&mut x, &term, &coefficients))
         .expect("it records");
     // SAFETY: the tensors are there, and nothing borrows them.
-    unsafe { graph.launch().expect("launch 0") };
+    unsafe { graph.launch().expect("launch 1") };
     let fails = Device::simt(SimtOptions {
-        fail_launch: Some(1),
+        fail_launch: Some(2),
         deferred_faults: true,
         ..SimtOptions::default()
     })
     .expect("it is in this build");
     let (mut x, term, coefficients) = doubling(&fails);
+    double(&mut x, &term, &coefficients).expect("launch 0");
     let graph = fails
         .capture(|| (0..3).try_for_each(|_| double(&mut x, &term, &coefficients)))
         .expect("it records");
     // SAFETY: as above.
     unsafe { graph.launch().expect("the fault is reported later") };
-    refused(fails.synchronize(), &["the simt device is lost", "launch 1"]);
+    refused(fails.synchronize(), &["the simt device is lost", "launch 2"]);
     // SAFETY: as above.
     refused(unsafe { graph.launch() }, &["the simt device is lost"]);
 }

@@ -5,10 +5,11 @@ use criterion::{Criterion, Throughput};
 use packforcing::{Device, DeviceKind};
 use packforcing_bench::{Case, Result, timer};
 
-/// The CPU, and a GPU where there is one. The SIMT device is no place to measure.
+/// The CPU, and a GPU where there is one. The SIMT device and a double of the driver are no places to measure.
 pub fn devices() -> Vec<Device> {
     let mut devices = vec![Device::cpu()];
     match Device::cuda(0) {
+        Ok(double) if double.kind() == DeviceKind::CudaDouble => eprintln!("no cuda: {double} gives no times"),
         Ok(cuda) => devices.push(cuda),
         Err(e) => eprintln!("no cuda: {e}"),
     }

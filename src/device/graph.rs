@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Backend, Device};
+use super::{Backend, Device, Memory};
 use crate::error::{Error, Result};
 
 /// What [`Device::capture`] recorded: launches with their arguments. On CUDA it is a CUDA graph; the
@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 pub struct Graph {
     launches: Launches,
     device: Device,
+    /// What was dropped while it was captured, which it may work on.
+    _kept: Vec<Memory>,
 }
 
 enum Launches {
@@ -27,26 +29,29 @@ impl Device {
     /// again and again, such as the denoising steps of a block: one [`Graph::launch`] takes the place
     /// of hundreds of launches.
     ///
-    /// Until this returns, whatever anyone launches on this device is recorded: no other thread may
-    /// use it, and no tensor of it be dropped, because CUDA would record the freeing too. Foreign
-    /// slices that cudarc orders by events cannot take part. Run the work once before it is captured:
-    /// CUDA may load a kernel at its first launch, which a capture forbids.
+    /// Until this returns, whatever this thread launches on this device is recorded, and no other thread may use it. A
+    /// tensor that is dropped meanwhile keeps its memory until the graph is gone. Foreign slices that cudarc orders by
+    /// events cannot take part. Run the work once before it is captured: CUDA may load a kernel at its first launch, which
+    /// a capture forbids.
     ///
     /// # Errors
     ///
-    /// What `work` returns; inside of it, an allocation, a copy between host and device, a wait or
-    /// [`Device::time`] is [`Error::Order`]. The CPU, which has no launches; another capture under way; CUDA's default
-    /// stream, which cannot be captured. Nothing stays recorded then.
+    /// What `work` returns; inside of it, an allocation, a copy between host and device, a wait,
+    /// [`Device::time`] or a kernel that was never launched before is [`Error::Order`], and another thread's launch
+    /// [`Error::WrongThread`]. The CPU, which has no launches; a CUDA context that orders streams by events (cudarc's and
+    /// candle's event tracking); another capture under way; CUDA's default stream, which cannot be captured. Nothing stays
+    /// recorded then.
     pub fn capture<E: From<Error>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         const OP: &str = "Device::capture";
         self.not_capturing(OP)?;
         self.begin_capture(OP)?;
         let capture = Capture(self);
         work()?;
-        let launches = capture.end()?;
+        let (launches, kept) = capture.end()?;
         Ok(Graph {
             launches,
             device: self.clone(),
+            _kept: kept,
         })
     }
 
@@ -88,15 +93,21 @@ impl Device {
 struct Capture<'a>(&'a Device);
 
 impl Capture<'_> {
-    fn end(self) -> Result<Launches> {
+    fn end(self) -> Result<(Launches, Vec<Memory>)> {
         let device = self.0;
         std::mem::forget(self);
         match &device.0 {
             Backend::Cpu => unreachable!("the cpu captures nothing"),
             #[cfg(feature = "simt")]
-            Backend::Simt(simt) => Ok(Launches::Simt(simt.end_capture())),
+            Backend::Simt(simt) => {
+                let (launches, kept) = simt.end_capture();
+                Ok((Launches::Simt(launches), kept))
+            }
             #[cfg(feature = "cuda")]
-            Backend::Cuda(cuda) => cuda.end_capture().map(Launches::Cuda),
+            Backend::Cuda(cuda) => {
+                let (graph, kept) = cuda.end_capture()?;
+                Ok((Launches::Cuda(graph), kept))
+            }
         }
     }
 }

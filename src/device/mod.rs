@@ -36,6 +36,9 @@ pub enum DeviceKind {
     Simt,
     /// An NVIDIA GPU.
     Cuda,
+    /// The path to an NVIDIA GPU with a double of the driver at its end, which runs the kernels on the CPU: for tests. It
+    /// gives no times that mean something.
+    CudaDouble,
 }
 
 impl DeviceKind {
@@ -45,7 +48,13 @@ impl DeviceKind {
             DeviceKind::Cpu => "cpu",
             DeviceKind::Simt => "simt",
             DeviceKind::Cuda => "cuda",
+            DeviceKind::CudaDouble => "cuda (double)",
         }
+    }
+
+    /// Whether work goes to a CUDA driver, or to its double.
+    pub const fn is_cuda(self) -> bool {
+        matches!(self, DeviceKind::Cuda | DeviceKind::CudaDouble)
     }
 }
 
@@ -136,7 +145,7 @@ pub(crate) struct Launch<'a, P> {
     /// The kernel file's stem.
     pub module: &'static str,
     /// The entry point.
-    pub kernel: &'a str,
+    pub kernel: &'static str,
     /// Blocks along x, y, z.
     pub grid: [usize; 3],
     /// Threads a block.
@@ -240,7 +249,7 @@ impl Device {
     /// for a in &absent {
     ///     println!("no {}: {}", a.kind.name(), a.reason);
     /// }
-    /// assert!(device.kind().name() == "cuda" || !absent.is_empty());
+    /// assert!(device.kind().is_cuda() || !absent.is_empty());
     /// ```
     pub fn best() -> (Device, Vec<Absent>) {
         match Device::cuda(0) {
@@ -262,7 +271,7 @@ impl Device {
             #[cfg(feature = "simt")]
             Backend::Simt(_) => DeviceKind::Simt,
             #[cfg(feature = "cuda")]
-            Backend::Cuda(_) => DeviceKind::Cuda,
+            Backend::Cuda(cuda) => cuda.kind(),
         }
     }
 
@@ -277,7 +286,7 @@ impl Device {
 
     /// Whether its memory is the host's.
     pub fn is_host(&self) -> bool {
-        self.kind() != DeviceKind::Cuda
+        !self.kind().is_cuda()
     }
 
     /// Waits for everything that was launched.
@@ -372,6 +381,36 @@ impl Device {
                 unsafe { std::ptr::copy(from as *const u8, to.as_mut_ptr(), to.len()) };
                 Ok(())
             }
+        }
+    }
+
+    /// What a person should know of how it works here: that a slower kernel takes the place of the one for this card, and why.
+    /// Each is said on stderr too, once.
+    pub fn notes(&self) -> Vec<String> {
+        match &self.0 {
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.notes(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(crate) fn note(&self, about: &'static str, text: impl FnOnce() -> String) {
+        #[cfg(feature = "cuda")]
+        if let Backend::Cuda(cuda) = &self.0 {
+            cuda.note(about, text);
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = (about, text);
+    }
+
+    /// Takes memory whose tensor is dropped while a capture is under way: the graph may work on it. Else it comes back.
+    pub(crate) fn keep(&self, memory: Memory) -> Option<Memory> {
+        match &self.0 {
+            Backend::Cpu => Some(memory),
+            #[cfg(feature = "simt")]
+            Backend::Simt(simt) => simt.keep(memory),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda(cuda) => cuda.keep(memory),
         }
     }
 

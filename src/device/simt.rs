@@ -1,10 +1,11 @@
 //! The SIMT device: launches go to the kernels' CPU build (`kernels/simt/`).
 
+use std::collections::HashSet;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use super::{AsyncCopies, KernelParams, Launch, SimtOptions, Span};
+use super::{AsyncCopies, KernelParams, Launch, Memory, SimtOptions, Span};
 use crate::error::{Error, Result};
 
 pub(crate) struct Simt {
@@ -14,8 +15,17 @@ pub(crate) struct Simt {
     fault: OnceLock<String>,
     /// Whether the fault was reported.
     lost: AtomicBool,
-    /// The launches of a capture that is under way.
-    recording: Mutex<Option<Vec<Recorded>>>,
+    /// The capture that is under way.
+    recording: Mutex<Option<Recording>>,
+    /// Kernels that were launched: a capture takes no others, as on CUDA.
+    launched: Mutex<HashSet<&'static str>>,
+}
+
+#[derive(Default)]
+struct Recording {
+    launches: Vec<Recorded>,
+    /// What was dropped meanwhile.
+    kept: Vec<Memory>,
 }
 
 /// A launch with its argument struct as bytes, to be made now or later.
@@ -149,6 +159,7 @@ impl Simt {
             fault: OnceLock::new(),
             lost: AtomicBool::new(false),
             recording: Mutex::new(None),
+            launched: Mutex::default(),
         })
     }
 
@@ -175,15 +186,21 @@ impl Simt {
 
     pub fn launch<P: KernelParams>(&self, launch: &Launch<'_, P>) -> Result<()> {
         self.alive()?;
-        let launch = Recorded::of(launch).map_err(|report| Error::Simt {
+        let recorded = Recorded::of(launch).map_err(|report| Error::Simt {
             kernel: launch.kernel.to_string(),
             report,
         })?;
+        let mut launched = self.launched.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(recording) = self.recording().as_mut() {
-            recording.push(launch);
+            if !launched.contains(launch.kernel) {
+                return Err(Error::not_launched_before(launch.kernel));
+            }
+            recording.launches.push(recorded);
             return Ok(());
         }
-        self.replay(&launch)
+        launched.insert(launch.kernel);
+        drop(launched);
+        self.replay(&recorded)
     }
 
     /// Makes a launch.
@@ -210,7 +227,7 @@ impl Simt {
         }
     }
 
-    fn recording(&self) -> MutexGuard<'_, Option<Vec<Recorded>>> {
+    fn recording(&self) -> MutexGuard<'_, Option<Recording>> {
         self.recording.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -226,14 +243,26 @@ impl Simt {
                 reason: "a capture of another thread's is under way".into(),
             }),
             idle => {
-                *idle = Some(Vec::new());
+                *idle = Some(Recording::default());
                 Ok(())
             }
         }
     }
 
-    pub fn end_capture(&self) -> Vec<Recorded> {
-        self.recording().take().unwrap_or_default()
+    pub fn end_capture(&self) -> (Vec<Recorded>, Vec<Memory>) {
+        let Recording { launches, kept } = self.recording().take().unwrap_or_default();
+        (launches, kept)
+    }
+
+    /// As [`Device::keep`](super::Device::keep).
+    pub fn keep(&self, memory: Memory) -> Option<Memory> {
+        match self.recording().as_mut() {
+            Some(recording) => {
+                recording.kept.push(memory);
+                None
+            }
+            None => Some(memory),
+        }
     }
 
     fn run(&self, launch: &Recorded, number: u64) -> Result<(), String> {
@@ -599,9 +628,10 @@ mod tests {
             bytes: 4 * p.n as u64,
             writable,
         };
+        // A launch's name is the program's own; these are made of two parts, and few.
         let result = device.launch(&Launch {
             module: "planted",
-            kernel,
+            kernel: kernel.to_string().leak(),
             grid: [p.grid, 1, 1],
             threads: p.threads,
             shared: p.shared,

@@ -31,6 +31,29 @@ macro_rules! any_view {
 }
 any_view!(View<'_>, ViewMut<'_>);
 
+/// The error of a [`Check`] where something does not hold. What it says is made only then: on the good path a launch makes no
+/// texts.
+macro_rules! ensure {
+    ($check:expr, $holds:expr, $argument:expr, $expected:expr, $got:expr $(,)?) => {
+        if !$holds {
+            return $check.fail($argument, $expected, $got);
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// The name of a kernel that there is one of for each float dtype.
+macro_rules! kernel_of {
+    ($stem:literal, $dtype:expr) => {
+        match $dtype {
+            $crate::dtype::DType::F16 => concat!($stem, "_f16"),
+            $crate::dtype::DType::BF16 => concat!($stem, "_bf16"),
+            _ => concat!($stem, "_f32"),
+        }
+    };
+}
+pub(crate) use kernel_of;
+
 /// Checks of one op on one device.
 #[derive(Clone, Copy)]
 pub(crate) struct Check<'a> {
@@ -43,34 +66,23 @@ impl Check<'_> {
         Err(Error::argument(self.op, argument, expected, got))
     }
 
-    pub fn ensure(
-        &self,
-        holds: bool,
-        argument: &'static str,
-        expected: impl Into<String>,
-        got: impl Into<String>,
-    ) -> Result<()> {
-        if holds {
-            Ok(())
-        } else {
-            self.fail(argument, expected, got)
-        }
-    }
-
     /// The op's device, this dtype and this shape.
     pub fn tensor(&self, argument: &'static str, view: &impl AnyView, dtype: DType, shape: &[usize]) -> Result<()> {
         let holds = view.device() == self.device && view.dtype() == dtype && view.shape() == shape;
-        self.ensure(
+        ensure!(
+            self,
             holds,
             argument,
             format!("{dtype} {shape:?} on {}", self.device),
-            view.describe(),
-        )
+            view.describe()
+        );
+        Ok(())
     }
 
     /// Something to work on.
     pub fn some(&self, argument: &'static str, holds: bool) -> Result<()> {
-        self.ensure(holds, argument, "at least one element", "an empty one")
+        ensure!(self, holds, argument, "at least one element", "an empty one");
+        Ok(())
     }
 
     /// One of these dtypes; `names` lists them.
@@ -99,7 +111,8 @@ impl Check<'_> {
             && lists.pool_pages() <= pages
             && lists.streams() >= streams
             && (streams == 0 || lists.length() >= used);
-        self.ensure(
+        ensure!(
+            self,
             holds,
             argument,
             format!(
@@ -112,8 +125,9 @@ impl Check<'_> {
                 lists.length(),
                 lists.pool_pages(),
                 lists.view().device()
-            ),
-        )
+            )
+        );
+        Ok(())
     }
 
     /// That no page stands twice among the first `used` of the first `streams` lists, nor is `taken`
@@ -132,12 +146,13 @@ impl Check<'_> {
         for list in entries.chunks_exact(lists.length()).take(streams) {
             for &page in &list[..used] {
                 let before = std::mem::replace(&mut taken[page as usize], true);
-                self.ensure(
+                ensure!(
+                    self,
                     !before,
                     argument,
                     "pages that nothing else uses",
-                    format!("page {page} again"),
-                )?;
+                    format!("page {page} again")
+                );
             }
         }
         Ok(())
@@ -151,12 +166,14 @@ impl Check<'_> {
             .iter()
             .zip(view.shape())
             .all(|(s, &n)| n <= 1 || s % lane == 0);
-        self.ensure(
+        ensure!(
+            self,
             strided && address.is_multiple_of(16),
             argument,
             format!("rows on 16-byte boundaries (outer strides in multiples of {lane})"),
-            format!("{} at {address:#x}", view.describe()),
-        )
+            format!("{} at {address:#x}", view.describe())
+        );
+        Ok(())
     }
 }
 

@@ -1,7 +1,8 @@
 //! One suite for every device: a test is written once, runs on each device that is here, and the
 //! count of what ran where is always printed.
 //!
-//! `PACKFORCING_REQUIRE=cpu,simt,cuda,golden` turns what is missing into a failure.
+//! `PACKFORCING_REQUIRE=cpu,simt,cuda,golden` turns what is missing into a failure; a double of the driver is no `cuda`, and
+//! `cuda (double)` a name of its own.
 //! `PACKFORCING_SEED=n` repeats a run's random inputs. `PACKFORCING_GOLDEN=folder` names other
 //! golden vectors.
 #![allow(dead_code)]
@@ -15,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use packforcing::{DType, Device, Error, Result, SimtCard, SimtOptions, Tensor, View, ViewMut};
+use packforcing::{DType, Device, DeviceKind, Error, Result, SimtCard, SimtOptions, Tensor, View, ViewMut};
 
 /// A kind of device, how to make one, and how many tests ran on it.
 struct Kind {
@@ -24,7 +25,7 @@ struct Kind {
     ran: AtomicUsize,
 }
 
-static KINDS: [Kind; 4] = [
+static KINDS: [Kind; 5] = [
     Kind {
         name: "cpu",
         make: || Ok(Device::cpu()),
@@ -42,10 +43,17 @@ static KINDS: [Kind; 4] = [
     },
     Kind {
         name: "cuda",
-        make: || Device::cuda(0),
+        make: || cuda(false),
+        ran: AtomicUsize::new(0),
+    },
+    Kind {
+        name: DOUBLE,
+        make: || cuda(true),
         ran: AtomicUsize::new(0),
     },
 ];
+/// The CUDA path with a double of the driver at its end: what is for CUDA runs there too.
+const DOUBLE: &str = "cuda (double)";
 static GOLDEN_RAN: AtomicUsize = AtomicUsize::new(0);
 static PLAIN_RAN: AtomicUsize = AtomicUsize::new(0);
 
@@ -57,6 +65,17 @@ fn simt(card: SimtCard) -> Result<Device> {
         threads: 1,
         ..SimtOptions::default()
     })
+}
+
+/// A GPU, or a double of one and nothing else.
+fn cuda(double: bool) -> Result<Device> {
+    let device = Device::cuda(0)?;
+    match (device.kind() == DeviceKind::CudaDouble) == double {
+        true => Ok(device),
+        false => Err(Error::NoDriver {
+            reason: format!("what is here is {}", device.kind().name()),
+        }),
+    }
 }
 
 /// The tests of one file.
@@ -85,10 +104,16 @@ impl Suite {
         self.on(&["simt", "cuda"], name, test)
     }
 
+    /// A test of what a driver does wrong: for a double of it alone.
+    pub fn on_double(&mut self, name: &str, test: impl Fn(&Device) + Send + Sync + 'static) -> &mut Suite {
+        self.on(&[DOUBLE], name, test)
+    }
+
     /// A test for these kinds of devices.
     pub fn on(&mut self, kinds: &[&str], name: &str, test: impl Fn(&Device) + Send + Sync + 'static) -> &mut Suite {
         let test = Arc::new(test);
-        for kind in KINDS.iter().filter(|k| kinds.contains(&k.name)) {
+        let taken = |k: &&Kind| kinds.contains(&k.name) || (k.name == DOUBLE && kinds.contains(&"cuda"));
+        for kind in KINDS.iter().filter(taken) {
             if absent(kind).is_some() {
                 continue;
             }
@@ -143,7 +168,7 @@ impl Suite {
         // Most ops have no kernel of their own for sm_90.
         let mut counts: Vec<String> = KINDS
             .iter()
-            .filter(|k| k.name != "simt90" || k.ran.load(Ordering::Relaxed) > 0)
+            .filter(|k| !matches!(k.name, "simt90" | DOUBLE) || k.ran.load(Ordering::Relaxed) > 0)
             .map(|k| match absent(k) {
                 Some(e) => format!("{}: {}", k.name, brief(e)),
                 None => format!("{} {}", k.name, k.ran.load(Ordering::Relaxed)),

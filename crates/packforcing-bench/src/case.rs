@@ -142,7 +142,7 @@ pub(crate) fn rotated_bytes(device: &Device) -> usize {
     match device.kind() {
         DeviceKind::Cuda => 4 * l2_bytes(device).max(L2),
         DeviceKind::Cpu => (4 * last_level_bytes().unwrap_or(LAST_LEVEL)).min(MOST_HOST_BYTES),
-        DeviceKind::Simt => 0,
+        DeviceKind::Simt | DeviceKind::CudaDouble => 0,
     }
 }
 

@@ -27,13 +27,13 @@ pub struct Floor {
 }
 
 /// The floor of this work: of those that are known the one that takes longer. None on the SIMT
-/// device, and on a GPU whose peak is not listed where only operations count.
+/// device and on a double of the driver, and on a GPU whose peak is not listed where only operations count.
 ///
 /// # Errors
 ///
 /// Memory that the device does not have for a copy; a device that is lost.
 pub fn floor(device: &Device, work: Work) -> Result<Option<Floor>> {
-    if device.kind() == DeviceKind::Simt {
+    if matches!(device.kind(), DeviceKind::Simt | DeviceKind::CudaDouble) {
         return Ok(None);
     }
     let plan = Plan {
@@ -123,6 +123,7 @@ fn copy_once(from: &Tensor, to: &Tensor, bytes: usize) -> Result<()> {
             call: "a copy on the device",
             code: e.0 as u32,
             name: format!("{:?}", e.0),
+            advice: Default::default(),
         });
     }
     // One part a thread: past some size the C library's copy goes around the caches.

@@ -30,7 +30,7 @@ impl Plan {
         let (warm_up, sample) = match device.kind() {
             DeviceKind::Cuda => (ms(100), ms(1)),
             DeviceKind::Cpu => (ms(50), ms(10)),
-            DeviceKind::Simt => (ms(0), ms(0)),
+            DeviceKind::Simt | DeviceKind::CudaDouble => (ms(0), ms(0)),
         };
         Plan {
             warm_up,

@@ -23,7 +23,8 @@ impl Wanted {
                     "--device cuda: this program was built without it: cargo run --release --features \
                      packforcing-cli/cuda"
                 );
-                Ok(Device::new_cuda(0)?)
+                // A stream of its own: `new_cuda` has one a thread, and what is made on it stays on that thread.
+                Ok(Device::new_cuda_with_stream(0)?)
             }
         }
     }

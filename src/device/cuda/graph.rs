@@ -1,11 +1,17 @@
 //! Capture of the device's stream, and CUDA graphs.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::{self, result, sys};
 
-use super::{CudaDevice, IMAGES, bind_anyway};
+use super::images::IMAGES;
+use super::thread::Thread;
+use super::{Capture, CudaDevice, bind_anyway};
+use crate::device::memory::Memory;
 use crate::error::{Error, Result};
+
+const OP: &str = "Device::capture";
 
 /// A graph that can be launched from any thread, one at a time.
 pub(crate) struct CudaGraph(Mutex<Exclusive>);
@@ -19,32 +25,61 @@ unsafe impl Send for Exclusive {}
 impl CudaDevice {
     pub(in crate::device) fn begin_capture(&self) -> Result<()> {
         self.bind()?;
+        // Its events are recorded outside of the capture, and waiting for them inside would break it.
+        if self.context.is_managing_stream_synchronization() {
+            return Err(Error::argument(
+                OP,
+                "device",
+                "a context that does not order streams by events: CudaDevice::disable_event_tracking (candle) or \
+                 CudaContext::disable_event_tracking (cudarc), before its first tensor",
+                "one that does",
+            ));
+        }
         // Loading a module is not for the inside of a capture.
-        for image in IMAGES {
-            self.module(image)?;
+        for image in IMAGES.iter().filter(|image| image.runs_on(self.capability)) {
+            self.check("loading a module", self.kernels.load(&self.context, image))?;
+        }
+        let mut captured = self.captured();
+        if let Some(other) = captured.as_ref() {
+            let reason = format!("a capture of thread {} is under way", other.thread);
+            return Err(Error::Order { op: OP, reason });
         }
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.check("beginning a capture", self.stream.begin_capture(mode))
+        self.check("beginning a capture", self.stream.begin_capture(mode))?;
+        *captured = Some(Capture {
+            thread: Thread::here(),
+            kept: Vec::new(),
+        });
+        self.capturing.store(true, Ordering::Release);
+        Ok(())
     }
 
     pub(in crate::device) fn capturing(&self) -> Result<bool> {
+        if self.capturing.load(Ordering::Acquire) {
+            return Ok(true);
+        }
         self.bind()?;
         let status = self.check("asking for a capture", self.stream.capture_status())?;
         Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
-    pub(in crate::device) fn end_capture(&self) -> Result<CudaGraph> {
+    /// The graph, and what was dropped while it was captured, which it may work on.
+    pub(in crate::device) fn end_capture(&self) -> Result<(CudaGraph, Vec<Memory>)> {
         let flags = sys::CUgraphInstantiate_flags(0);
         let ended = self.stream.end_capture(flags);
         if ended.is_err() {
             self.abandon_capture();
         }
+        // From here on what is dropped is freed.
+        let capture = self.captured().take();
+        self.capturing.store(false, Ordering::Release);
+        let kept = capture.map(|capture| capture.kept).unwrap_or_default();
         let graph = self.check("ending a capture", ended)?;
         let graph = graph.ok_or_else(|| Error::Order {
-            op: "Device::capture",
+            op: OP,
             reason: "the capture was ended inside of it".into(),
         })?;
-        Ok(CudaGraph(Mutex::new(Exclusive(graph))))
+        Ok((CudaGraph(Mutex::new(Exclusive(graph))), kept))
     }
 
     /// Ends a capture that cudarc did not end, because an error that it had kept came instead.

@@ -1,64 +1,83 @@
 //! CUDA: contexts, modules and launches by cudarc.
 
+mod advice;
+mod driver;
 mod graph;
+mod images;
+mod kernels;
 mod staging;
 mod tensor_map;
+mod thread;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUfunction_attribute, CUresult, CUstream};
+use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUresult, CUstream};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut,
-    DeviceRepr, DeviceSlice, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop, result, sys,
+    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
+    DriverError, SyncOnDrop, result, sys,
 };
-use cudarc::nvrtc::Ptx;
 
 pub(crate) use graph::CudaGraph;
+use images::{IMAGES, Image, NO_IMAGES};
+use kernels::Kernels;
 use staging::Staging;
+use thread::Thread;
 
+use super::memory::Memory;
 use super::tensor_map::Boxes;
-use super::{Device, KernelParams, Launch};
+use super::{Device, DeviceKind, KernelParams, Launch};
 use crate::dtype::Element;
-use crate::error::{Error, Result};
+use crate::error::{Advice, Error, Result};
 use crate::ffi;
 use crate::tensor::{GuardedBorrow, View, ViewMut};
 
-/// One kernel file as a fatbin.
-pub(crate) struct Image {
-    /// The file's stem.
-    pub name: &'static str,
-    pub bytes: &'static [u8],
-}
-
-include!(concat!(env!("OUT_DIR"), "/images.rs"));
-
 /// What the kernels need: `cp.async`, bfloat16 arithmetic.
 const CAPABILITY: (i32, i32) = (8, 0);
+
+/// `CU_STREAM_PER_THREAD`: a handle that means another stream on every thread.
+const PER_THREAD: CUstream = 2 as CUstream;
 
 /// A context, a stream and the kernels loaded into it.
 pub struct CudaDevice {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// Whose the stream is, where its handle means another one on every thread.
+    thread: Option<Thread>,
     name: String,
     capability: (i32, i32),
     shared_memory: usize,
     /// Whether the card reads the host's page tables, so that no copy has to be staged.
     reads_pageable: bool,
-    /// Made at the first copy that wants it. Before the modules: it waits for the stream when it drops.
+    double: bool,
+    /// Made at the first copy that wants it. Before the kernels: it waits for the stream when it drops.
     staging: Mutex<Option<Staging>>,
-    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
-    functions: Mutex<HashMap<String, CudaFunction>>,
+    kernels: Kernels,
+    /// Whether `capture` is some, for those who only ask.
+    capturing: AtomicBool,
+    capture: Mutex<Option<Capture>>,
     /// Set by the first fault that a card reports late.
     lost: OnceLock<String>,
+    /// What was said, by what it is about.
+    notes: Mutex<Vec<(&'static str, String)>>,
 }
 
-/// Zeroed memory of a GPU, freed in the order of its stream.
+/// A capture of the device's stream that is under way.
+struct Capture {
+    thread: Thread,
+    /// What was dropped meanwhile: freeing it would break the capture, or free what the graph works on.
+    kept: Vec<Memory>,
+}
+
+/// Memory of a GPU, freed in the order of its stream.
 pub(crate) struct CudaMemory {
     slice: CudaSlice<u8>,
     address: u64,
+    /// As was asked for: the driver has nothing of no bytes.
+    bytes: usize,
+    thread: Option<Thread>,
 }
 
 impl CudaMemory {
@@ -66,14 +85,19 @@ impl CudaMemory {
         self.address
     }
     pub fn bytes(&self) -> usize {
-        self.slice.len()
+        self.bytes
     }
 }
 
 impl Drop for CudaMemory {
     /// The last owner may sit on a thread without a context, and the slice frees into the current one.
     fn drop(&mut self) {
-        bind_anyway(self.slice.context());
+        let context = self.slice.context();
+        bind_anyway(context);
+        // The slice's stream is another one here: nothing orders the freeing but a wait for all of them.
+        if self.thread.as_ref().is_some_and(|thread| !thread.is_here()) {
+            context.record_err(result::ctx::synchronize());
+        }
     }
 }
 
@@ -87,40 +111,24 @@ fn bind_anyway(context: &CudaContext) {
     }
 }
 
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Argument<P>(P);
-// SAFETY: argument structs are plain C structs, laid out by bindgen from the header that the
-// kernel was compiled with, and passed by value.
-unsafe impl<P: KernelParams> DeviceRepr for Argument<P> {}
-
-/// The driver's library; cudarc tries these names too.
-const LIBRARY: [&str; 3] = ["libcuda.so", "libcuda.so.1", "nvcuda.dll"];
-
-/// Whether the driver's library can be loaded and started; cudarc panics where it cannot. Its own
-/// probe is not there where another crate has it link the library at build time, as candle does.
-fn probe() -> Result<()> {
-    // SAFETY: looks for the library and opens it; nothing is called yet.
-    let opens = |name: &&str| unsafe { libloading::Library::new(*name) }.is_ok();
-    if !LIBRARY.iter().any(opens) {
-        return Err(Error::NoDriver {
-            reason: "libcuda.so.1 was not found".into(),
-        });
+/// Something that a card of this compute capability can run; without it there is no device.
+fn first_image(capability: (i32, i32)) -> Result<&'static Image> {
+    let missing = |reason| Error::KernelsNotBuilt {
+        kernel: "every kernel".into(),
+        reason,
+    };
+    if IMAGES.is_empty() {
+        return Err(missing(NO_IMAGES.into()));
     }
-    match result::init() {
-        Ok(()) => Ok(()),
-        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => Err(Error::NoGpu),
-        Err(e) => Err(Error::NoDriver {
-            reason: format!("cuInit: CUDA error {}", e.0 as u32),
-        }),
-    }
+    let first = IMAGES.iter().find(|image| image.runs_on(capability));
+    first.ok_or_else(|| missing(no_code("the build", capability)))
 }
 
-fn first_image() -> Result<&'static Image> {
-    IMAGES.first().ok_or_else(|| Error::KernelsNotBuilt {
-        kernel: "every kernel".into(),
-        reason: NO_IMAGES.into(),
-    })
+/// That a build lacks code for a card, and what to do.
+fn no_code(file: &str, (major, minor): (i32, i32)) -> String {
+    format!(
+        "{file} has no code for compute capability {major}.{minor}; {major}{minor} in PACKFORCING_CUDA_ARCHS gives it some"
+    )
 }
 
 impl CudaDevice {
@@ -142,7 +150,6 @@ impl CudaDevice {
     }
 
     pub(super) fn on_stream(stream: Arc<CudaStream>) -> Result<CudaDevice> {
-        let image = first_image()?;
         let context = stream.context().clone();
         let name = context.name().map_err(refused("the device's name"))?;
         let capability = context
@@ -155,6 +162,7 @@ impl CudaDevice {
                 needed: CAPABILITY,
             });
         }
+        let image = first_image(capability)?;
         let shared_memory = context
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
             .map_err(refused("the shared memory's size"))? as usize;
@@ -162,20 +170,26 @@ impl CudaDevice {
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES)
             .map_err(refused("how the card reads host memory"))?
             != 0;
+        let thread = (stream.cu_stream() == PER_THREAD).then(Thread::here);
         let device = CudaDevice {
             context,
             stream,
+            thread,
             name,
             capability,
             shared_memory,
             reads_pageable,
-            modules: Mutex::default(),
-            functions: Mutex::default(),
+            double: driver::is_double(),
             staging: Mutex::default(),
+            kernels: Kernels::default(),
+            capturing: AtomicBool::new(false),
+            capture: Mutex::default(),
             lost: OnceLock::new(),
+            notes: Mutex::default(),
         };
+        device.bind()?;
         // One module tells whether the driver takes what nvcc made.
-        device.module(image)?;
+        device.check("loading a module", device.kernels.load(&device.context, image))?;
         Ok(device)
     }
 
@@ -194,6 +208,14 @@ impl CudaDevice {
         self.capability
     }
 
+    /// A card, or a double of the driver.
+    pub(super) fn kind(&self) -> DeviceKind {
+        match self.double {
+            true => DeviceKind::CudaDouble,
+            false => DeviceKind::Cuda,
+        }
+    }
+
     pub(super) fn shared_memory_limit(&self) -> usize {
         self.shared_memory
     }
@@ -203,9 +225,18 @@ impl CudaDevice {
             || (self.context.cu_ctx() == other.context.cu_ctx() && self.stream.cu_stream() == other.stream.cu_stream())
     }
 
-    /// Whether the kernels of this file were compiled.
+    /// Whether the kernels of this file were compiled for this card.
     pub(super) fn has_module(&self, module: &str) -> bool {
-        IMAGES.iter().any(|i| i.name == module)
+        self.image(module).is_ok()
+    }
+
+    /// The image of a kernel file, or why this card has none.
+    fn image(&self, module: &str) -> Result<&'static Image, String> {
+        let image = Image::find(module)?;
+        match image.runs_on(self.capability) {
+            true => Ok(image),
+            false => Err(no_code(&format!("{module}.cu"), self.capability)),
+        }
     }
 
     pub(super) fn tensor_map(&self, boxes: &Boxes) -> Result<ffi::TensorMap, String> {
@@ -216,7 +247,7 @@ impl CudaDevice {
     pub(super) fn alive(&self) -> Result<()> {
         match self.lost.get() {
             Some(reason) => Err(Error::DeviceLost {
-                device: "cuda",
+                device: self.kind().name(),
                 reason: reason.clone(),
             }),
             None => Ok(()),
@@ -226,14 +257,19 @@ impl CudaDevice {
     /// The driver's answer as this crate's error. A fault that stays (the context is gone) marks
     /// the device lost.
     fn check<T>(&self, call: &'static str, result: Result<T, DriverError>) -> Result<T> {
-        result.map_err(|e| {
-            let error = refused(call)(e);
-            if !stays(e.0) {
-                return error;
-            }
-            let reason = self.lost.get_or_init(|| error.to_string()).clone();
-            Error::DeviceLost { device: "cuda", reason }
-        })
+        result.map_err(|e| self.failed(e, refused(call)(e)))
+    }
+
+    /// What a call gives that the driver answered with `e`, which is `error` unless the device is gone.
+    fn failed(&self, e: DriverError, error: Error) -> Error {
+        if !advice::stays(e.0 as u32) {
+            return error;
+        }
+        let reason = self.lost.get_or_init(|| error.to_string()).clone();
+        Error::DeviceLost {
+            device: self.kind().name(),
+            reason,
+        }
     }
 
     /// Waits for the stream in the bound context; cudarc's own call may return an older error
@@ -244,8 +280,23 @@ impl CudaDevice {
         self.check("waiting for the stream", waited)
     }
 
+    /// Makes the context this thread's. An error of an earlier call that had nobody to tell, such as a drop, comes out here:
+    /// it is told as what it is, and is over then.
     fn bind(&self) -> Result<()> {
         self.alive()?;
+        if let Some(thread) = &self.thread {
+            thread.ensure_here("a per-thread stream")?;
+        }
+        if let Err(e) = self.context.check_err() {
+            let code = e.0 as u32;
+            let name = name_of(e);
+            let earlier = Error::Earlier {
+                code,
+                name,
+                advice: Advice(advice::of(code)),
+            };
+            return Err(self.failed(e, earlier));
+        }
         self.check("binding the context", self.context.bind_to_thread())
     }
 
@@ -264,7 +315,10 @@ impl CudaDevice {
         work()?;
         let end = mark()?;
         self.synchronize()?;
-        let ms = self.check("reading two events", start.elapsed_ms(&end))?;
+        let ms = self.check(
+            "reading two events",
+            driver::elapsed_ms(start.cu_event(), end.cu_event()),
+        )?;
         Ok(Duration::from_secs_f64(f64::from(ms) * 1e-3))
     }
 
@@ -272,12 +326,20 @@ impl CudaDevice {
         self.bind()?;
         let slice = match self.stream.alloc_zeros::<u8>(bytes.max(1)) {
             Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                return Err(Error::OutOfMemory { device: "cuda", bytes });
+                return Err(Error::OutOfMemory {
+                    device: self.kind().name(),
+                    bytes,
+                });
             }
             other => self.check("an allocation", other)?,
         };
         let address = slice.device_ptr(&self.stream).0;
-        Ok(CudaMemory { slice, address })
+        Ok(CudaMemory {
+            slice,
+            address,
+            bytes,
+            thread: self.thread.clone(),
+        })
     }
 
     pub(super) fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
@@ -299,7 +361,7 @@ impl CudaDevice {
         let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
         let ready = match staging.take() {
             Some(ready) => ready,
-            None => self.check("pinned memory", Staging::new(self.stream.clone()))?,
+            None => self.check("pinned memory", Staging::new(self.stream.clone(), self.thread.clone()))?,
         };
         let ready = staging.insert(ready);
         // SAFETY: the range lies in a writable view of this device, and the bytes are few enough.
@@ -336,58 +398,74 @@ impl CudaDevice {
 
     pub(super) fn launch<P: KernelParams>(&self, launch: &Launch<'_, P>) -> Result<()> {
         self.bind()?;
-        let function = self.function(launch.module, launch.kernel)?;
-        if launch.shared > 48 * 1024 {
-            self.check(
-                "more shared memory",
-                function.set_attribute(
-                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                    launch.shared as i32,
-                ),
-            )?;
-        }
-        let [x, y, z] = launch.grid.map(|n| n as u32);
-        let config = LaunchConfig {
-            grid_dim: (x, y, z),
-            block_dim: (launch.threads as u32, 1, 1),
-            shared_mem_bytes: launch.shared as u32,
+        let function = match self.kernels.ready(launch.kernel, launch.shared) {
+            Some(function) if !self.capturing.load(Ordering::Acquire) => function,
+            _ => self.function(launch.module, launch.kernel, launch.shared)?,
         };
-        let argument = Argument(*launch.params);
-        let mut builder = self.stream.launch_builder(&function);
-        builder.arg(&argument);
-        // SAFETY: the kernel takes this struct by value; the op checked that every address in it
-        // covers what the kernel touches, and the views borrow that memory.
-        let launched = unsafe { builder.launch(config) };
-        self.check("a launch", launched.map(drop))
+        let [x, y, z] = launch.grid.map(|n| n as u32);
+        let mut arguments = [std::ptr::from_ref(launch.params).cast_mut().cast()];
+        // SAFETY: the kernel takes this struct by value, laid out by bindgen from the header that it was compiled with; the
+        // op checked that every address in it covers what the kernel touches, and the views borrow that memory.
+        let launched = unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.threads as u32, 1, 1),
+                launch.shared as u32,
+                self.stream.cu_stream(),
+                &mut arguments,
+            )
+        };
+        self.check("a launch", launched)
     }
 
-    fn function(&self, module: &'static str, kernel: &str) -> Result<CudaFunction> {
-        let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(function) = functions.get(kernel) {
-            return Ok(function.clone());
+    /// A kernel that may have to be loaded first, which the inside of a capture does not allow.
+    fn function(&self, module: &'static str, kernel: &'static str, shared: usize) -> Result<sys::CUfunction> {
+        if let Some(capture) = self.captured().as_ref() {
+            capture.thread.ensure_here("a capture of the device's stream")?;
+            if self.kernels.ready(kernel, shared).is_none() {
+                return Err(Error::not_launched_before(kernel));
+            }
         }
-        let image = IMAGES
-            .iter()
-            .find(|i| i.name == module)
-            .ok_or_else(|| Error::KernelsNotBuilt {
-                kernel: kernel.to_string(),
-                reason: format!("{module}.cu was not compiled"),
-            })?;
-        let loaded = self.module(image)?;
-        let function = self.check("finding a kernel", loaded.load_function(kernel))?;
-        functions.insert(kernel.to_string(), function.clone());
-        Ok(function)
+        let image = self.image(module).map_err(|reason| Error::KernelsNotBuilt {
+            kernel: kernel.to_string(),
+            reason,
+        })?;
+        let function = self.kernels.get(&self.context, image, kernel, shared);
+        function.map_err(|(call, e)| self.failed(e, refused(call)(e)))
     }
 
-    fn module(&self, image: &Image) -> Result<Arc<CudaModule>> {
-        let mut modules = self.modules.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(loaded) = modules.get(image.name) {
-            return Ok(loaded.clone());
+    fn captured(&self) -> MutexGuard<'_, Option<Capture>> {
+        self.capture.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Takes memory that is dropped while a capture is under way, and gives it back where none is.
+    pub(super) fn keep(&self, memory: Memory) -> Option<Memory> {
+        if !self.capturing.load(Ordering::Acquire) {
+            return Some(memory);
         }
-        let binary = Ptx::from_binary(image.bytes.to_vec());
-        let loaded = self.check("loading a module", self.context.load_module(binary))?;
-        modules.insert(image.name, loaded.clone());
-        Ok(loaded)
+        match self.captured().as_mut() {
+            Some(capture) => {
+                capture.kept.push(memory);
+                None
+            }
+            None => Some(memory),
+        }
+    }
+
+    /// Something that a person should know once: it is said on stderr, and kept.
+    pub(super) fn note(&self, about: &'static str, text: impl FnOnce() -> String) {
+        let mut notes = self.notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if notes.iter().all(|(known, _)| *known != about) {
+            let text = text();
+            eprintln!("packforcing: {text}");
+            notes.push((about, text));
+        }
+    }
+
+    pub(super) fn notes(&self) -> Vec<String> {
+        let notes = self.notes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        notes.iter().map(|(_, text)| text.clone()).collect()
     }
 
     /// How work on a slice of stream `other` is ordered with this device's. Another context object
@@ -406,7 +484,7 @@ impl CudaDevice {
 }
 
 fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
-    probe()?;
+    driver::probe()?;
     let count = CudaContext::device_count().map_err(refused("counting devices"))? as usize;
     match count {
         0 => Err(Error::NoGpu),
@@ -415,50 +493,33 @@ fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
     }
 }
 
+fn name_of(e: DriverError) -> String {
+    e.error_name()
+        .map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
+}
+
 fn refused(call: &'static str) -> impl Fn(DriverError) -> Error {
     move |e| {
-        let code = e.0 as u32;
-        let name = e
-            .error_name()
-            .map_or_else(|_| "unknown".into(), |n| n.to_string_lossy().into_owned());
+        let (code, name) = (e.0 as u32, name_of(e));
         match e.0 {
             CUresult::CUDA_ERROR_INVALID_PTX
             | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
             | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Error::OldDriver { code, name },
-            _ => Error::Cuda { call, code, name },
+            _ => Error::Cuda {
+                call,
+                code,
+                name,
+                advice: Advice(advice::of(code)),
+            },
         }
     }
-}
-
-/// Whether every later call in the context fails too: what the driver calls sticky.
-fn stays(code: CUresult) -> bool {
-    // Older toolkits' bindings have no name for CUDA_ERROR_CONTAINED and
-    // CUDA_ERROR_TENSOR_MEMORY_LEAK.
-    const UNNAMED: [u32; 2] = [226, 721];
-    matches!(
-        code,
-        CUresult::CUDA_ERROR_DEINITIALIZED
-            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
-            | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
-            | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
-            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | CUresult::CUDA_ERROR_ASSERT
-            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
-            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
-            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | CUresult::CUDA_ERROR_INVALID_PC
-            | CUresult::CUDA_ERROR_LAUNCH_FAILED
-            | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
-            | CUresult::CUDA_ERROR_UNKNOWN
-    ) || UNNAMED.contains(&(code as u32))
 }
 
 impl fmt::Display for CudaDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.capability;
-        write!(f, "cuda:{} ({}, {major}.{minor})", self.context.ordinal(), self.name)
+        let (kind, ordinal) = (self.kind().name(), self.context.ordinal());
+        write!(f, "{kind}:{ordinal} ({}, {major}.{minor})", self.name)
     }
 }
 

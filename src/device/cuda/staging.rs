@@ -9,12 +9,15 @@ use std::sync::Arc;
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, result};
 
 use super::bind_anyway;
+use super::thread::Thread;
 
 /// Bytes of each of the two buffers.
 const BUFFER: usize = 256 * 1024;
 
 pub(super) struct Staging {
     stream: Arc<CudaStream>,
+    /// Whose the stream is, where it is one thread's.
+    thread: Option<Thread>,
     buffers: [Buffer; 2],
     /// The one that is being filled.
     current: usize,
@@ -37,7 +40,7 @@ impl Staging {
     }
 
     /// The stream's context is bound.
-    pub fn new(stream: Arc<CudaStream>) -> Result<Staging, DriverError> {
+    pub fn new(stream: Arc<CudaStream>, thread: Option<Thread>) -> Result<Staging, DriverError> {
         let buffer = || Buffer {
             memory: std::ptr::null_mut(),
             used: 0,
@@ -45,6 +48,7 @@ impl Staging {
         };
         let mut staging = Staging {
             stream,
+            thread,
             buffers: [buffer(), buffer()],
             current: 0,
         };
@@ -89,8 +93,14 @@ impl Drop for Staging {
     fn drop(&mut self) {
         let context = self.stream.context().clone();
         bind_anyway(&context);
-        // SAFETY: the stream lives as long as this holds it.
-        context.record_err(unsafe { result::stream::synchronize(self.stream.cu_stream()) });
+        let elsewhere = self.thread.as_ref().is_some_and(|thread| !thread.is_here());
+        let waited = match elsewhere {
+            // The handle means another stream here.
+            true => result::ctx::synchronize(),
+            // SAFETY: the stream lives as long as this holds it.
+            false => unsafe { result::stream::synchronize(self.stream.cu_stream()) },
+        };
+        context.record_err(waited);
         for buffer in self.buffers.iter().filter(|b| !b.memory.is_null()) {
             // SAFETY: it came from `malloc_host`, and the stream was waited for.
             context.record_err(unsafe { result::free_host(buffer.memory.cast()) });

@@ -2,9 +2,8 @@
 //! that it was built for is 12.0 or later.
 
 use std::ffi::c_void;
-use std::sync::OnceLock;
 
-use super::LIBRARY;
+use super::driver;
 use crate::device::tensor_map::Boxes;
 use crate::ffi;
 
@@ -32,26 +31,9 @@ const SWIZZLE_128B: u32 = 3;
 const L2_256B: u32 = 3;
 const FILL_ZEROS: u32 = 0;
 
-fn encode() -> Result<&'static Encode, String> {
-    static DRIVER: OnceLock<Option<(libloading::Library, Encode)>> = OnceLock::new();
-    DRIVER
-        .get_or_init(|| {
-            // SAFETY: the driver's library, which runs already: opening it again runs nothing.
-            let library = LIBRARY
-                .iter()
-                .find_map(|name| unsafe { libloading::Library::new(*name) }.ok())?;
-            // SAFETY: the driver's function of this name has this signature since CUDA 12.0.
-            let encode = unsafe { library.get::<Encode>(b"cuTensorMapEncodeTiled\0") }.map(|f| *f);
-            encode.ok().map(|f| (library, f))
-        })
-        .as_ref()
-        .map(|(_, f)| f)
-        .ok_or_else(|| "the driver is older than CUDA 12.0".into())
-}
-
 /// A map of these boxes, for the current context's device.
 pub(super) fn make(boxes: &Boxes) -> Result<ffi::TensorMap, String> {
-    let encode = encode()?;
+    let encode: Encode = driver::symbol("cuTensorMapEncodeTiled").ok_or("the driver is older than CUDA 12.0")?;
     let mut map = ffi::TensorMap { words: [0; 16] };
     let extents = boxes.extents.map(|n| n as u64);
     let strides = boxes.strides.map(|n| n as u64);

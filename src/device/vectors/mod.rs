@@ -26,7 +26,7 @@ use half::{bf16, f16};
 use cases::{Boxed, all_cases};
 use record::Record;
 
-use super::{Device, KernelParams, Launch, Span};
+use super::{Device, DeviceKind, KernelParams, Launch, Span};
 use crate::ffi::TensorMap;
 
 const MODULE: &str = "instructions_sm90";
@@ -84,7 +84,7 @@ enum Values {
 
 struct Case {
     name: String,
-    kernel: String,
+    kernel: &'static str,
     threads: usize,
     shared: usize,
     /// All but the addresses and the map.
@@ -103,7 +103,8 @@ impl Case {
     fn new(name: String, kernel: &str, threads: usize, image: usize) -> Case {
         Case {
             name,
-            kernel: format!("vectors_{kernel}"),
+            // A launch's name is the program's own; the cases are made once.
+            kernel: format!("vectors_{kernel}").leak(),
             threads,
             shared: shared_bytes(image),
             params: bytemuck::Zeroable::zeroed(),
@@ -177,7 +178,7 @@ impl Case {
         }
         let launch = Launch {
             module: MODULE,
-            kernel: &self.kernel,
+            kernel: self.kernel,
             grid: [1, 1, 1],
             threads: self.threads,
             shared: self.shared,
@@ -374,6 +375,7 @@ fn simt_does_as_the_tables_and_the_record_say() {
 fn card() -> Result<Device, String> {
     let device = Device::cuda(0).map_err(|e| e.to_string())?;
     match device.compute_capability() {
+        _ if device.kind() == DeviceKind::CudaDouble => Err(format!("{device} is no card")),
         Some((9, 0)) if device.has_module(MODULE) => Ok(device),
         Some((9, 0)) => Err("the build had no PACKFORCING_VECTORS=1".into()),
         other => Err(format!("{device} has compute capability {other:?}, not 9.0")),

@@ -1,10 +1,12 @@
 //! The launch for CUDA and SIMT: one block a token.
 
+use smallvec::SmallVec;
+
 use super::{AppendKv, Shape};
-use crate::device::Launch;
+use crate::device::{Launch, Span};
 use crate::error::Result;
 use crate::ffi;
-use crate::ops::check::{Check, MAX_HEAD_DIM, strides};
+use crate::ops::check::{Check, MAX_HEAD_DIM, ensure, kernel_of, strides};
 use crate::paging::KvPagesMut;
 use crate::tensor::{View, ViewMut};
 
@@ -28,27 +30,30 @@ pub(super) fn checked(
 ) -> Result<()> {
     let device = check.device.kind().name();
     let lane = 16 / args.k.dtype().bytes();
-    check.ensure(
+    ensure!(
+        check,
         shape.dim.is_multiple_of(lane) && shape.dim <= MAX_HEAD_DIM,
         "k",
         format!("a head dim in multiples of {lane}, at most {MAX_HEAD_DIM}, on the {device} device"),
-        shape.dim.to_string(),
-    )?;
+        shape.dim.to_string()
+    );
     let most = PASSES * (THREADS / lanes(args, shape));
     for (argument, heads) in [("q", shape.q_heads), ("k", shape.kv_heads)] {
-        check.ensure(
+        ensure!(
+            check,
             heads <= most,
             argument,
             format!("at most {most} heads of {} on the {device} device", shape.dim),
-            heads.to_string(),
-        )?;
+            heads.to_string()
+        );
     }
-    check.ensure(
+    ensure!(
+        check,
         shape.streams <= 65_535,
         "k",
         format!("at most 65535 streams on the {device} device"),
-        shape.streams.to_string(),
-    )?;
+        shape.streams.to_string()
+    );
     for (argument, view) in [("q", args.q.as_ref()), ("k", Some(&args.k)), ("v", Some(&args.v))] {
         if let Some(view) = view {
             check.aligned_rows(argument, view, view.address())?;
@@ -106,13 +111,13 @@ pub(super) fn run(
         max_pages: args.pages.length() as i32,
         eps: norm.map_or(0.0, |n| n.eps),
     };
-    let mut memory = vec![
+    let mut memory: SmallVec<[Span; 10]> = SmallVec::from_slice(&[
         args.k.span(),
         args.v.span(),
         args.pages.view().span(),
         kv.k.span(),
         kv.v.span(),
-    ];
+    ]);
     memory.extend(args.q.iter().chain(&args.origins).map(View::span));
     memory.extend(norm.map(|n| n.k_weight.span()));
     memory.extend(q_norm.map(|n| n.q_weight.span()));
@@ -121,7 +126,7 @@ pub(super) fn run(
     let heads = shape.q_heads.max(shape.kv_heads);
     args.k.device().launch(&Launch {
         module: "append_kv",
-        kernel: &format!("append_kv_{}", args.k.dtype()),
+        kernel: kernel_of!("append_kv", args.k.dtype()),
         grid: [shape.used_pages * shape.page_tokens, shape.streams, 1],
         threads: (heads.div_ceil(PASSES) * lanes(args, shape)).next_multiple_of(32),
         shared: SHARED,

@@ -7,7 +7,7 @@ pub mod reference;
 use crate::device::DeviceKind;
 use crate::dtype::{DType, with_float};
 use crate::error::Result;
-use crate::ops::check::Check;
+use crate::ops::check::{Check, ensure};
 use crate::paging::{KvPagesMut, PageLists, PageShape};
 use crate::rope::Rope3d;
 use crate::tensor::{View, ViewMut};
@@ -154,7 +154,7 @@ pub(crate) fn run(args: &AppendKv<'_>, q_out: Option<&mut ViewMut<'_>>, kv: &mut
             with_float!(args.k.dtype(), T => cpu::run::<T>(args, &shape, q_out, kv), else unreachable!("checked"));
             Ok(())
         }
-        DeviceKind::Simt | DeviceKind::Cuda => gpu::run(args, &shape, q_out, kv),
+        DeviceKind::Simt | DeviceKind::Cuda | DeviceKind::CudaDouble => gpu::run(args, &shape, q_out, kv),
     }
 }
 
@@ -168,12 +168,13 @@ fn checked(args: &AppendKv<'_>, q_out: Option<&ViewMut<'_>>, kv: &KvPagesMut<'_>
     let paged = PageShape::of(OP, &kv.view())?;
     let (kv_heads, dim, page_tokens) = (paged.heads, paged.dim, paged.page_tokens);
     check.tensor("kv.k", &kv.k, dtype, &[paged.pages, kv_heads, page_tokens, dim])?;
-    check.ensure(
+    ensure!(
+        check,
         args.rope.dim() == dim,
         "rope",
         format!("a rotation of head dim {dim}"),
-        format!("one of {}", args.rope.dim()),
-    )?;
+        format!("one of {}", args.rope.dim())
+    );
 
     let Lattice { grid, start, step } = args.lattice;
     let tokens = grid
@@ -187,12 +188,13 @@ fn checked(args: &AppendKv<'_>, q_out: Option<&ViewMut<'_>>, kv: &KvPagesMut<'_>
     let Some(tokens) = tokens else {
         return check.fail("lattice.grid", "fewer than 2^31 tokens", format!("{grid:?}"));
     };
-    check.ensure(
+    ensure!(
+        check,
         start.iter().chain(&step).all(|x| x.is_finite()),
         "lattice",
         "finite positions",
-        format!("start {start:?}, step {step:?}"),
-    )?;
+        format!("start {start:?}, step {step:?}")
+    );
     let streams = args.k.shape().first().copied().unwrap_or(0);
     check.tensor("k", &args.k, dtype, &[streams, tokens, kv_heads, dim])?;
     check.tensor("v", &args.v, dtype, &[streams, tokens, kv_heads, dim])?;
@@ -201,12 +203,13 @@ fn checked(args: &AppendKv<'_>, q_out: Option<&ViewMut<'_>>, kv: &KvPagesMut<'_>
         (None, None) => 0,
         (Some(q), Some(out)) => {
             let heads = q.shape().get(2).copied().unwrap_or(0);
-            check.ensure(
+            ensure!(
+                check,
                 heads > 0,
                 "q",
                 "[streams, tokens, q_heads, dim], at least 1 head",
-                format!("{q:?}"),
-            )?;
+                format!("{q:?}")
+            );
             check.tensor("q", q, dtype, &[streams, tokens, heads, dim])?;
             check.tensor("q_out", out, dtype, &[streams, tokens, heads, dim])?;
             heads
@@ -220,7 +223,13 @@ fn checked(args: &AppendKv<'_>, q_out: Option<&ViewMut<'_>>, kv: &KvPagesMut<'_>
         }
         check.tensor("norm.k_weight", &norm.k_weight, dtype, &[kv_heads * dim])?;
         let sound = norm.eps.is_finite() && norm.eps >= 0.0;
-        check.ensure(sound, "norm.eps", "a finite number, 0 or above", norm.eps.to_string())?;
+        ensure!(
+            check,
+            sound,
+            "norm.eps",
+            "a finite number, 0 or above",
+            norm.eps.to_string()
+        );
     }
     if let Some(origins) = &args.origins {
         check.tensor("origins", origins, DType::F32, &[streams])?;

@@ -7,7 +7,7 @@ use crate::device::{Device, Launch, Span};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ffi;
-use crate::ops::check::{Check, strides};
+use crate::ops::check::{Check, ensure, strides};
 use crate::tensor::{View, ViewMut};
 
 // As in attention_sm80.cu.
@@ -63,16 +63,29 @@ pub(super) fn attention(
     memory.extend(context.spans());
     memory.extend(slot_bias.map(View::span));
     memory.extend(lse.map(ViewMut::span));
-    if kernel != Kernel::Sm80 {
+    let auto = kernel == Kernel::Auto;
+    if kernel != Kernel::Sm80 && !(auto && !sm90::suits(args, shape, device)) {
         match sm90::plan(kernel, args, shape, device) {
             Ok(plan) => return plan.launch(args, shape, device, &params, &memory),
-            Err(_) if kernel == Kernel::Auto => {}
-            refused => refused.map(drop)?,
+            // All that is left to refuse it is the driver.
+            Err(refused) if auto => device.note(OP, || {
+                format!("attention by the kernel for 8.0 on a card of 9.0: {refused}")
+            }),
+            Err(refused) => return Err(refused),
         }
     }
     device.launch(&Launch {
         module: "attention_sm80",
-        kernel: &format!("attention_sm80_{}_{}", q.dtype(), shape.dim),
+        kernel: match shape.dim {
+            64 => match q.dtype() {
+                DType::F16 => "attention_sm80_f16_64",
+                _ => "attention_sm80_bf16_64",
+            },
+            _ => match q.dtype() {
+                DType::F16 => "attention_sm80_f16_128",
+                _ => "attention_sm80_bf16_128",
+            },
+        },
         grid: [shape.tokens.div_ceil(ROWS), shape.q_heads, shape.streams],
         threads: THREADS,
         shared: shared(shape.dim),
@@ -86,12 +99,13 @@ pub(super) fn taken(args: &Attention<'_>, shape: Shape, out: &ViewMut<'_>, devic
     let check = Check { op: OP, device };
     let Attention { q, kv, context, .. } = args;
     check.dtype("q", q.dtype(), &[DType::F16, DType::BF16], "f16 and bf16")?;
-    check.ensure(
+    ensure!(
+        check,
         matches!(shape.dim, 64 | 128),
         "q",
         format!("a head dim of 64 or 128 on the {} device", device.kind().name()),
-        shape.dim.to_string(),
-    )?;
+        shape.dim.to_string()
+    );
     check.aligned_rows("q", q, q.address())?;
     check.aligned_rows("kv.k", &kv.k, kv.k.address())?;
     check.aligned_rows("kv.v", &kv.v, kv.v.address())?;
@@ -105,18 +119,21 @@ pub(super) fn taken(args: &Attention<'_>, shape: Shape, out: &ViewMut<'_>, devic
         ("context", context.max_pages(), i32::MAX as usize),
         ("context", context.max_segments(), i32::MAX as usize),
     ] {
-        check.ensure(
+        ensure!(
+            check,
             got <= most,
             argument,
             format!("extents of at most {most}"),
-            got.to_string(),
-        )?;
+            got.to_string()
+        );
     }
     let (needed, limit) = (shared(shape.dim), device.shared_memory_limit());
-    check.ensure(
+    ensure!(
+        check,
         needed <= limit,
         "device",
         format!("one with {needed} bytes of shared memory a block"),
-        format!("{device} with {limit}"),
-    )
+        format!("{device} with {limit}")
+    );
+    Ok(())
 }

@@ -9,7 +9,7 @@ mod sm90;
 use crate::device::DeviceKind;
 use crate::dtype::{DType, with_float};
 use crate::error::Result;
-use crate::ops::check::Check;
+use crate::ops::check::{Check, ensure};
 use crate::paging::{Context, KvPages, PageShape};
 use crate::rope::Rope3d;
 use crate::tensor::{View, ViewMut};
@@ -170,12 +170,13 @@ pub fn attention_by(
         device: args.q.device(),
     };
     check.some("q", args.q.elements() > 0)?;
-    check.ensure(
+    ensure!(
+        check,
         kernel == Kernel::Auto || check.device.kind() != DeviceKind::Cpu,
         "kernel",
         "auto on the cpu",
-        kernel.name(),
-    )?;
+        kernel.name()
+    );
     run_by(kernel, args, out, lse)
 }
 
@@ -194,7 +195,7 @@ fn run_by(kernel: Kernel, args: &Attention<'_>, out: &mut ViewMut<'_>, lse: Opti
             with_float!(args.q.dtype(), T => cpu::attention::<T>(args, shape, out, lse), else unreachable!("checked"));
             Ok(())
         }
-        DeviceKind::Simt | DeviceKind::Cuda => gpu::attention(kernel, args, shape, out, lse),
+        DeviceKind::Simt | DeviceKind::Cuda | DeviceKind::CudaDouble => gpu::attention(kernel, args, shape, out, lse),
     }
 }
 
@@ -222,39 +223,44 @@ pub(crate) fn check(args: &Attention<'_>, out: &ViewMut<'_>, lse: Option<&ViewMu
     };
     check.tensor("q", q, q.dtype(), &[streams, tokens, q_heads, dim])?;
     let pages = PageShape::of(OP, kv)?;
-    check.ensure(
+    ensure!(
+        check,
         q_heads.is_multiple_of(pages.heads),
         "q",
         format!("a multiple of {} heads, those of kv.k", pages.heads),
-        q_heads.to_string(),
-    )?;
+        q_heads.to_string()
+    );
     let pool = [pages.pages, pages.heads, pages.page_tokens, dim];
     check.tensor("kv.k", &kv.k, q.dtype(), &pool)?;
-    check.ensure(
+    ensure!(
+        check,
         rope.dim() == dim,
         "rope",
         format!("one of head dim {dim}"),
-        format!("one of head dim {}", rope.dim()),
-    )?;
-    check.ensure(scale.is_finite(), "scale", "a finite number", scale.to_string())?;
-    check.ensure(
+        format!("one of head dim {}", rope.dim())
+    );
+    ensure!(check, scale.is_finite(), "scale", "a finite number", scale.to_string());
+    ensure!(
+        check,
         context.device() == check.device,
         "context",
         format!("one on {}", check.device),
-        format!("one on {}", context.device()),
-    )?;
-    check.ensure(
+        format!("one on {}", context.device())
+    );
+    ensure!(
+        check,
         context.page_tokens() == pages.page_tokens && context.pool_pages() <= pages.pages,
         "context",
         format!("one over {} pages of {} tokens", pages.pages, pages.page_tokens),
-        format!("{} pages of {}", context.pool_pages(), context.page_tokens()),
-    )?;
-    check.ensure(
+        format!("{} pages of {}", context.pool_pages(), context.page_tokens())
+    );
+    ensure!(
+        check,
         streams <= context.streams(),
         "context",
         format!("one of at least {streams} streams"),
-        context.streams().to_string(),
-    )?;
+        context.streams().to_string()
+    );
     check.tensor("out", out, q.dtype(), q.shape())?;
     if let Some(lse) = lse {
         check.tensor("lse", lse, DType::F32, &[streams, tokens, q_heads])?;

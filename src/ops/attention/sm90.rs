@@ -20,8 +20,8 @@ const SWIZZLED_ROWS: usize = 8;
 
 /// One way the kernel was built.
 struct Build {
-    /// Between the file's and the dtype's in the entry's name.
-    name: &'static str,
+    /// The entries for f16 and bf16 of head dim 64, then of 128; of a build for one, that one.
+    kernels: [&'static str; 4],
     /// Warpgroups that compute, of 64 queries each.
     groups: usize,
     /// Whether it knows pages and segments.
@@ -32,19 +32,33 @@ struct Build {
 
 impl Build {
     fn of(kernel: Kernel) -> Build {
-        let build = |name, groups, packed, one| Build {
-            name,
+        let one = |kernel, groups, packed| Build {
+            kernels: [kernel; 4],
             groups,
             packed,
-            one,
+            one: true,
         };
         match kernel {
-            Kernel::Sm90Free => build("free_", 3, true, true),
-            Kernel::Sm90Overlapped => build("overlapped_", 2, true, true),
-            Kernel::Sm90Plain => build("plain_", 3, false, true),
-            Kernel::Sm90OverlappedPlain => build("overlapped_plain_", 2, false, true),
-            Kernel::Auto | Kernel::Sm80 | Kernel::Sm90 => build("", 3, true, false),
+            Kernel::Sm90Free => one("attention_sm90_free_bf16_128", 3, true),
+            Kernel::Sm90Overlapped => one("attention_sm90_overlapped_bf16_128", 2, true),
+            Kernel::Sm90Plain => one("attention_sm90_plain_bf16_128", 3, false),
+            Kernel::Sm90OverlappedPlain => one("attention_sm90_overlapped_plain_bf16_128", 2, false),
+            Kernel::Auto | Kernel::Sm80 | Kernel::Sm90 => Build {
+                kernels: [
+                    "attention_sm90_f16_64",
+                    "attention_sm90_bf16_64",
+                    "attention_sm90_f16_128",
+                    "attention_sm90_bf16_128",
+                ],
+                groups: 3,
+                packed: true,
+                one: false,
+            },
         }
+    }
+
+    fn kernel(&self, dtype: DType, dim: usize) -> &'static str {
+        self.kernels[2 * usize::from(dim == 128) + usize::from(dtype == DType::BF16)]
     }
 
     /// Bytes of the kernel's `Plan`.
@@ -63,6 +77,23 @@ pub(super) struct Plan {
     box_tokens: usize,
     k: ffi::TensorMap,
     v: ffi::TensorMap,
+}
+
+/// Whether it is this card's kernel by itself, the copy engine's word aside. It says nothing, and costs nothing.
+pub(super) fn suits(args: &Attention<'_>, shape: Shape, device: &Device) -> bool {
+    let build = Build::of(Kernel::Auto);
+    device.compute_capability() == Some((9, 0))
+        && device.has_module(MODULE)
+        && build.shared(shape.dim) <= device.shared_memory_limit()
+        && box_tokens(args, shape).is_multiple_of(SWIZZLED_ROWS)
+}
+
+/// A box that no end of a page crosses; where a stream has one page, none does.
+fn box_tokens(args: &Attention<'_>, shape: Shape) -> usize {
+    match args.context.max_pages() {
+        1 => KEYS,
+        _ => gcd(shape.page_tokens, KEYS),
+    }
 }
 
 /// How this is computed, or what keeps the kernel from taking it.
@@ -92,11 +123,7 @@ pub(super) fn plan(kernel: Kernel, args: &Attention<'_>, shape: Shape, device: &
     if !build.packed && args.scale <= 0.0 {
         return Err(refuse("scale", "a number above 0", args.scale.to_string()));
     }
-    // A box that no end of a page crosses; where a stream has one page, none does.
-    let box_tokens = match context.max_pages() {
-        1 => KEYS,
-        _ => gcd(shape.page_tokens, KEYS),
-    };
+    let box_tokens = box_tokens(args, shape);
     if !box_tokens.is_multiple_of(SWIZZLED_ROWS) {
         let expected = format!("pages of a multiple of {SWIZZLED_ROWS} tokens, or one page a stream");
         return Err(refuse("kv", expected, format!("pages of {} tokens", shape.page_tokens)));
@@ -151,7 +178,7 @@ impl Plan {
         } = self;
         device.launch(&Launch {
             module: MODULE,
-            kernel: &format!("{MODULE}_{}{}_{}", build.name, args.q.dtype(), shape.dim),
+            kernel: build.kernel(args.q.dtype(), shape.dim),
             grid: [
                 shape.tokens.div_ceil(build.groups * GROUP_ROWS),
                 shape.q_heads,

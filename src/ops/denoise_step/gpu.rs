@@ -1,5 +1,7 @@
 //! The launch for CUDA and SIMT.
 
+use smallvec::SmallVec;
+
 use super::layout::{aligned, tag};
 use super::{DenoiseStep, Plan};
 use crate::device::{Launch, Span};
@@ -11,7 +13,7 @@ const THREADS: usize = 256;
 
 pub(super) fn denoise_step(args: &DenoiseStep<'_>, plan: &Plan, outputs: &mut [ViewMut<'_>]) -> Result<()> {
     let numbers = args.coefficients.rows.view();
-    let written: Vec<View<'_>> = outputs.iter().map(ViewMut::view).collect();
+    let written: SmallVec<[View<'_>; 2]> = outputs.iter().map(ViewMut::view).collect();
     let terms = || written[..args.in_place].iter().chain(&args.terms);
     let mut params = ffi::DenoiseStepParams {
         coefficients: numbers.address(),
@@ -48,7 +50,7 @@ pub(super) fn denoise_step(args: &DenoiseStep<'_>, plan: &Plan, outputs: &mut [V
     } else {
         ("denoise_step_any", 4)
     };
-    let mut memory: Vec<Span> = args.terms.iter().map(View::span).collect();
+    let mut memory: SmallVec<[Span; 12]> = args.terms.iter().map(View::span).collect();
     memory.extend(outputs.iter().map(ViewMut::span));
     memory.push(numbers.span());
     memory.extend(args.noise_base.map(|base| base.numbers.view().span()));

@@ -3,7 +3,7 @@
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ffi;
-use crate::ops::check::{AnyView, Check};
+use crate::ops::check::{AnyView, Check, ensure};
 use crate::tensor::View;
 
 /// Kernels count elements in 32 bits.
@@ -29,12 +29,13 @@ pub(crate) fn layout(
         &[DType::F32, DType::F16, DType::BF16],
         "f32, f16, bf16",
     )?;
-    check.ensure(
+    ensure!(
+        check,
         view.device() == check.device && view.shape() == shape,
         argument,
         format!("{shape:?} on {}", check.device),
-        view.describe(),
-    )?;
+        view.describe()
+    );
     let strides = view.strides();
     let inner = fold(&shape[frame_axis + 1..], &strides[frame_axis + 1..]);
     let outer = fold(&shape[..frame_axis], &strides[..frame_axis]);

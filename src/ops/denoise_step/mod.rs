@@ -7,7 +7,7 @@ use crate::device::{Device, DeviceKind};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ffi;
-use crate::ops::check::Check;
+use crate::ops::check::{Check, ensure};
 use crate::ops::guidance::GuidanceWeights;
 use crate::tensor::{Tensor, View, ViewMut};
 
@@ -281,6 +281,9 @@ pub fn denoise_step(args: &DenoiseStep<'_>, outputs: &mut [ViewMut<'_>]) -> Resu
     Ok(())
 }
 
+/// Of every term or output one, in place while they are few.
+type Layouts = smallvec::SmallVec<[Layout; 8]>;
+
 /// The step's extents and where everything lies.
 #[derive(Debug)]
 struct Plan {
@@ -288,8 +291,8 @@ struct Plan {
     frames: usize,
     inner: usize,
     /// Of all terms, those in place first.
-    terms: Vec<Layout>,
-    outputs: Vec<Layout>,
+    terms: Layouts,
+    outputs: Layouts,
 }
 
 impl Plan {
@@ -305,50 +308,57 @@ impl Plan {
 
 fn check_arguments(check: &Check<'_>, args: &DenoiseStep<'_>, outputs: &[ViewMut<'_>]) -> Result<Plan> {
     let numbers = args.coefficients;
-    check.ensure(
+    ensure!(
+        check,
         outputs.len() == numbers.outputs(),
         "outputs",
         format!("{}, as the coefficients are for", numbers.outputs()),
-        outputs.len().to_string(),
-    )?;
-    check.ensure(
+        outputs.len().to_string()
+    );
+    ensure!(
+        check,
         args.in_place <= outputs.len(),
         "in_place",
         format!("at most {}, the number of outputs", outputs.len()),
-        args.in_place.to_string(),
-    )?;
-    check.ensure(
+        args.in_place.to_string()
+    );
+    ensure!(
+        check,
         args.in_place + args.terms.len() == numbers.terms(),
         "terms",
         format!("{} with those in place, as the coefficients are for", numbers.terms()),
-        format!("{} and {} in place", args.terms.len(), args.in_place),
-    )?;
-    check.ensure(
+        format!("{} and {} in place", args.terms.len(), args.in_place)
+    );
+    ensure!(
+        check,
         args.noise.is_some() || !numbers.noisy,
         "noise",
         "a seed and an offset, because coefficients ask for noise",
-        "None",
-    )?;
+        "None"
+    );
     let shape = outputs[0].shape();
-    check.ensure(
+    ensure!(
+        check,
         shape.get(args.frame_axis) == Some(&numbers.frames()),
         "frame_axis",
         format!(
             "a dimension of {} frames, as the coefficients are for",
             numbers.frames()
         ),
-        format!("dimension {} of {shape:?}", args.frame_axis),
-    )?;
+        format!("dimension {} of {shape:?}", args.frame_axis)
+    );
     if let Some(base) = args.noise_base {
-        check.ensure(
+        ensure!(
+            check,
             base.numbers.device() == check.device,
             "noise_base",
             format!("numbers on {}", check.device),
-            format!("numbers on {}", base.numbers.device()),
-        )?;
+            format!("numbers on {}", base.numbers.device())
+        );
     }
     if let Some(weights) = args.guidance {
-        check.ensure(
+        ensure!(
+            check,
             weights.device() == check.device && weights.shape() == shape && args.terms.len() >= 2,
             "guidance",
             format!("weights for {shape:?} on {} and two terms or more", check.device),
@@ -357,19 +367,19 @@ fn check_arguments(check: &Check<'_>, args: &DenoiseStep<'_>, outputs: &[ViewMut
                 weights.shape(),
                 weights.device(),
                 args.terms.len()
-            ),
-        )?;
+            )
+        );
     }
     let (before, after) = (&shape[..args.frame_axis], &shape[args.frame_axis + 1..]);
     let written = outputs
         .iter()
         .map(|o| layout(check, "outputs", o, shape, args.frame_axis));
-    let written: Vec<Layout> = written.collect::<Result<_>>()?;
+    let written: Layouts = written.collect::<Result<_>>()?;
     let read = args
         .terms
         .iter()
         .map(|t| layout(check, "terms", t, shape, args.frame_axis));
-    let read: Vec<Layout> = read.collect::<Result<_>>()?;
+    let read: Layouts = read.collect::<Result<_>>()?;
     let plan = Plan {
         outer: before.iter().product(),
         frames: numbers.frames(),
@@ -377,11 +387,12 @@ fn check_arguments(check: &Check<'_>, args: &DenoiseStep<'_>, outputs: &[ViewMut
         terms: written[..args.in_place].iter().copied().chain(read).collect(),
         outputs: written,
     };
-    check.ensure(
+    ensure!(
+        check,
         plan.elements() < MAX_ELEMENTS,
         "outputs",
         "fewer than 2^31 elements",
-        plan.elements().to_string(),
-    )?;
+        plan.elements().to_string()
+    );
     Ok(plan)
 }

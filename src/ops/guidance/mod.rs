@@ -13,7 +13,7 @@ use crate::device::{Device, DeviceKind};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ffi;
-use crate::ops::check::Check;
+use crate::ops::check::{Check, ensure};
 use crate::ops::denoise_step::layout::{Layout, MAX_ELEMENTS, layout};
 use crate::tensor::{Tensor, View};
 
@@ -156,20 +156,22 @@ pub fn guidance(args: &Guidance<'_>, weights: &mut GuidanceWeights) -> Result<()
     let device = &weights.device().clone();
     let check = Check { op: "guidance", device };
     for (name, number) in [("scale", args.scale), ("rescale", args.rescale)] {
-        check.ensure(
+        ensure!(
+            check,
             (number as f32).is_finite(),
             name,
             "a number that is finite in f32",
-            number.to_string(),
-        )?;
+            number.to_string()
+        );
     }
     let shape = &weights.shape;
-    check.ensure(
+    ensure!(
+        check,
         args.frame_axis < shape.len(),
         "frame_axis",
         format!("a dimension of {shape:?}"),
-        args.frame_axis.to_string(),
-    )?;
+        args.frame_axis.to_string()
+    );
     let rows: usize = shape[..=args.frame_axis].iter().product();
     let plan = Plan {
         frames: shape[args.frame_axis],

@@ -7,7 +7,7 @@ use crate::device::{Launch, Span};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ffi;
-use crate::ops::check::{Check, MAX_HEAD_DIM, strides};
+use crate::ops::check::{Check, MAX_HEAD_DIM, ensure, kernel_of, strides};
 use crate::paging::KvPagesMut;
 use crate::tensor::{Tensor, ViewMut};
 
@@ -22,6 +22,17 @@ const UNMERGE_THREADS: usize = 256;
 /// The head dim that a kernel is made for.
 fn padded(dim: usize) -> usize {
     if dim <= 64 { 64 } else { 128 }
+}
+
+fn score_kernel(dtype: DType, dim: usize) -> &'static str {
+    match (dtype, padded(dim)) {
+        (DType::F16, 64) => "score_tokens_f16_64",
+        (DType::F16, _) => "score_tokens_f16_128",
+        (DType::BF16, 64) => "score_tokens_bf16_64",
+        (DType::BF16, _) => "score_tokens_bf16_128",
+        (_, 64) => "score_tokens_f32_64",
+        _ => "score_tokens_f32_128",
+    }
 }
 
 /// Bytes of `ScorePlan`: keys of sources and of a tile of destinations, and for each of them a place of 24
@@ -42,29 +53,36 @@ const MERGE_SHARED: usize = 24 * STAGE;
 pub(super) fn checked(check: &Check<'_>, shape: &Shape, kv: &KvPagesMut<'_>) -> Result<()> {
     let device = check.device.kind().name();
     let lane = 16 / kv.k.dtype().bytes();
-    check.ensure(
+    ensure!(
+        check,
         shape.dim.is_multiple_of(lane) && shape.dim <= MAX_HEAD_DIM,
         "kv.k",
         format!("a head dim in multiples of {lane}, at most {MAX_HEAD_DIM}, on the {device} device"),
-        shape.dim.to_string(),
-    )?;
+        shape.dim.to_string()
+    );
     for (argument, what, got, most) in [
         ("kv.k", "heads", shape.heads, 65_535),
         ("kv.k", "tokens a page", shape.page_tokens, i32::MAX as usize),
         ("matching", "tokens a block", shape.tokens, MAX_TOKENS),
         ("source", "blocks", shape.batch, 65_535),
     ] {
-        let expected = format!("at most {most} {what} on the {device} device");
-        check.ensure(got <= most, argument, expected, got.to_string())?;
+        ensure!(
+            check,
+            got <= most,
+            argument,
+            format!("at most {most} {what} on the {device} device"),
+            got.to_string()
+        );
     }
     let needed = score_shared(kv.k.dtype(), shape.dim).max(CHOOSE_SHARED);
     let limit = check.device.shared_memory_limit();
-    check.ensure(
+    ensure!(
+        check,
         needed <= limit,
         "device",
         format!("one with {needed} bytes of shared memory a block"),
-        format!("{} with {limit}", check.device),
-    )?;
+        format!("{} with {limit}", check.device)
+    );
     check.aligned_rows("kv.k", &kv.k, kv.k.address())?;
     check.aligned_rows("kv.v", &kv.v, kv.v.address())
 }
@@ -132,7 +150,7 @@ pub(super) fn run(
     ];
     memory.extend(written.map(|tensor| tensor.view_mut().span()));
     memory.extend(bias.map(ViewMut::span));
-    let launch = |kernel: &str, grid, threads, shared| {
+    let launch = |kernel: &'static str, grid, threads, shared| {
         device.launch(&Launch {
             module: "match_tokens",
             kernel,
@@ -144,7 +162,7 @@ pub(super) fn run(
         })
     };
     launch(
-        &format!("score_tokens_{dtype}_{}", padded(shape.dim)),
+        score_kernel(dtype, shape.dim),
         [shape.tokens.div_ceil(ROWS), shape.maps, shape.batch],
         SCORE_THREADS,
         score_shared(dtype, shape.dim),
@@ -158,7 +176,7 @@ pub(super) fn run(
     // Half of the threads for keys, half for values, 16 bytes each.
     let lanes = shape.dim * dtype.bytes() / 16;
     launch(
-        &format!("merge_members_{dtype}"),
+        kernel_of!("merge_members", dtype),
         [shape.used_pages * shape.page_tokens, shape.heads, shape.batch],
         (2 * lanes).next_multiple_of(32),
         MERGE_SHARED,
@@ -191,12 +209,13 @@ pub(super) fn unmerge(args: &UnmergeTokens<'_>, out: &mut ViewMut<'_>) -> Result
         ("out", tokens.max(heads).max(dim), i32::MAX as usize),
         ("x", merged, i32::MAX as usize),
     ] {
-        check.ensure(
+        ensure!(
+            check,
             got <= most,
             argument,
             format!("extents of at most {most}"),
-            got.to_string(),
-        )?;
+            got.to_string()
+        );
     }
     let params = ffi::UnmergeTokensParams {
         x: args.x.address(),
@@ -214,7 +233,7 @@ pub(super) fn unmerge(args: &UnmergeTokens<'_>, out: &mut ViewMut<'_>) -> Result
     };
     device.launch(&Launch {
         module: "match_tokens",
-        kernel: &format!("unmerge_tokens_{}", out.dtype()),
+        kernel: kernel_of!("unmerge_tokens", out.dtype()),
         grid: [threads.div_ceil(UNMERGE_THREADS), batch, 1],
         threads: UNMERGE_THREADS,
         shared: 0,

@@ -10,7 +10,7 @@ pub use matching::{Destinations, Matching, Merges, Metric, Mode, SoftMatch};
 use crate::device::DeviceKind;
 use crate::dtype::{DType, with_float};
 use crate::error::Result;
-use crate::ops::check::Check;
+use crate::ops::check::{Check, ensure};
 use crate::paging::{KvPagesMut, PageLists, PageShape};
 use crate::tensor::{View, ViewMut};
 
@@ -135,7 +135,7 @@ pub(crate) fn run(args: &MatchTokens<'_>, matching: &mut Matching, kv: &mut KvPa
             with_float!(kv.k.dtype(), T => cpu::run::<T>(args, &shape, matching, kv), else unreachable!("checked"));
             Ok(())
         }
-        DeviceKind::Simt | DeviceKind::Cuda => gpu::run(args, &shape, matching, kv),
+        DeviceKind::Simt | DeviceKind::Cuda | DeviceKind::CudaDouble => gpu::run(args, &shape, matching, kv),
     }
 }
 
@@ -156,7 +156,8 @@ fn checked(args: &MatchTokens<'_>, matching: &Matching, kv: &KvPagesMut<'_>) -> 
         && matching.rope.dim() == paged.dim
         && matching.kv_heads == paged.heads
         && matching.batch >= batch;
-    check.ensure(
+    ensure!(
+        check,
         fits,
         "matching",
         format!(
@@ -169,33 +170,35 @@ fn checked(args: &MatchTokens<'_>, matching: &Matching, kv: &KvPagesMut<'_>) -> 
             matching.kv_heads,
             matching.rope.dim(),
             matching.map.view().device()
-        ),
-    )?;
+        )
+    );
     let top = match args.merges {
         Merges::Top(n) => Some(n.min(matching.grid.tokens().0 - matching.destinations.view().elements())),
         Merges::Above(threshold) => {
-            check.ensure(!threshold.is_nan(), "merges", "a threshold", "NaN")?;
+            ensure!(check, !threshold.is_nan(), "merges", "a threshold", "NaN");
             None
         }
     };
-    check.ensure(
+    ensure!(
+        check,
         !args.weighted || kv.slot_bias.is_some(),
         "kv.slot_bias",
         "log sizes of the source's tokens",
-        "none",
-    )?;
+        "none"
+    );
     let tokens = matching.grid.tokens().0;
     let merged = tokens - top.unwrap_or(0);
     let source_pages = tokens.div_ceil(paged.page_tokens);
     let used_pages = merged.div_ceil(paged.page_tokens);
     check.page_lists("source", args.source, paged.pages, (batch, source_pages))?;
     check.page_lists("dest", args.dest, paged.pages, (batch, used_pages))?;
-    check.ensure(
+    ensure!(
+        check,
         args.dest.streams() == batch,
         "dest",
         format!("{batch} lists, as source has"),
-        args.dest.streams().to_string(),
-    )?;
+        args.dest.streams().to_string()
+    );
     let shape = Shape {
         batch,
         heads: paged.heads,
@@ -292,6 +295,6 @@ pub fn unmerge_tokens(args: &UnmergeTokens<'_>, out: &mut ViewMut<'_>) -> Result
             with_float!(out.dtype(), T => cpu::unmerge::<T>(args, out), else unreachable!("checked"));
             Ok(())
         }
-        DeviceKind::Simt | DeviceKind::Cuda => gpu::unmerge(args, out),
+        DeviceKind::Simt | DeviceKind::Cuda | DeviceKind::CudaDouble => gpu::unmerge(args, out),
     }
 }

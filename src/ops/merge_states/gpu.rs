@@ -4,7 +4,7 @@ use super::{OP, Shape, State};
 use crate::device::Launch;
 use crate::error::Result;
 use crate::ffi;
-use crate::ops::check::{Check, strides};
+use crate::ops::check::{Check, ensure, kernel_of, strides};
 use crate::tensor::ViewMut;
 
 const THREADS: usize = 256; // as in merge_states.cu
@@ -22,24 +22,26 @@ pub(super) fn merge_states(
     check.aligned_rows("b.out", &b.out, b.out.address())?;
     check.aligned_rows("out", out, out.address())?;
     let lane = 16 / out.dtype().bytes();
-    check.ensure(
+    ensure!(
+        check,
         shape.dim.is_multiple_of(lane),
         "out",
         format!("rows of whole 16 bytes, a multiple of {lane} elements"),
-        shape.dim.to_string(),
-    )?;
+        shape.dim.to_string()
+    );
     let blocks = (shape.rows * shape.heads * (shape.dim / lane)).div_ceil(THREADS);
     for (extent, most) in [
         (blocks, i32::MAX as usize),
         (shape.heads, 1 << 30),
         (shape.dim, 1 << 30),
     ] {
-        check.ensure(
+        ensure!(
+            check,
             extent <= most,
             "out",
             format!("extents of at most {most}"),
-            extent.to_string(),
-        )?;
+            extent.to_string()
+        );
     }
     let [a_lse_stride] = strides(&a.lse);
     let [b_lse_stride] = strides(&b.lse);
@@ -63,7 +65,7 @@ pub(super) fn merge_states(
     };
     device.launch(&Launch {
         module: "merge_states",
-        kernel: &format!("merge_states_{}", out.dtype()),
+        kernel: kernel_of!("merge_states", out.dtype()),
         grid: [blocks, 1, 1],
         threads: THREADS,
         shared: 0,

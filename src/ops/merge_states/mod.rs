@@ -90,6 +90,6 @@ pub fn merge_states(a: &State<'_>, b: &State<'_>, out: &mut ViewMut<'_>, lse: &m
             with_float!(dtype, T => cpu::merge_states::<T>(a, b, shape, out, lse), else unreachable!("checked"));
             Ok(())
         }
-        DeviceKind::Simt | DeviceKind::Cuda => gpu::merge_states(a, b, shape, out, lse),
+        DeviceKind::Simt | DeviceKind::Cuda | DeviceKind::CudaDouble => gpu::merge_states(a, b, shape, out, lse),
     }
 }

@@ -1,10 +1,12 @@
 //! The launch for CUDA and SIMT: one block a merged token, its keys or its values.
 
+use smallvec::SmallVec;
+
 use super::{MergeTokens, Shape};
-use crate::device::Launch;
+use crate::device::{Launch, Span};
 use crate::error::Result;
 use crate::ffi;
-use crate::ops::check::{Check, MAX_HEAD_DIM, strides};
+use crate::ops::check::{Check, MAX_HEAD_DIM, ensure, kernel_of, strides};
 use crate::paging::KvPagesMut;
 use crate::tensor::ViewMut;
 
@@ -18,25 +20,28 @@ const SHARED: usize = 8 * TURNS + 24 * 128;
 pub(super) fn checked(check: &Check<'_>, args: &MergeTokens<'_>, shape: &Shape, kv: &KvPagesMut<'_>) -> Result<()> {
     let device = check.device.kind().name();
     let lane = 16 / kv.k.dtype().bytes();
-    check.ensure(
+    ensure!(
+        check,
         shape.dim.is_multiple_of(lane) && shape.dim <= MAX_HEAD_DIM,
         "kv.k",
         format!("a head dim in multiples of {lane}, at most {MAX_HEAD_DIM}, on the {device} device"),
-        shape.dim.to_string(),
-    )?;
+        shape.dim.to_string()
+    );
     let most = TURNS / (shape.dim / 2);
-    check.ensure(
+    ensure!(
+        check,
         cell(args, shape).iter().all(|&n| n <= most),
         "pool.cell",
         format!("extents of at most {most} on the {device} device"),
-        format!("{:?}", args.pool.cell),
-    )?;
-    check.ensure(
+        format!("{:?}", args.pool.cell)
+    );
+    ensure!(
+        check,
         shape.batch <= 65_535,
         "source",
         format!("at most 65535 blocks on the {device} device"),
-        shape.batch.to_string(),
-    )?;
+        shape.batch.to_string()
+    );
     check.aligned_rows("kv.k", &kv.k, kv.k.address())?;
     check.aligned_rows("kv.v", &kv.v, kv.v.address())
 }
@@ -69,12 +74,12 @@ pub(super) fn run(args: &MergeTokens<'_>, shape: &Shape, kv: &mut KvPagesMut<'_>
         dest_pages: args.dest.length() as i32,
         reserved: 0,
     };
-    let mut memory = vec![
+    let mut memory: SmallVec<[Span; 5]> = SmallVec::from_slice(&[
         args.source.view().span(),
         args.dest.view().span(),
         kv.k.span(),
         kv.v.span(),
-    ];
+    ]);
     memory.extend(bias.map(ViewMut::span));
 
     // Threads stand as heads x 16-byte vectors of a head; heads that do not fit go to other blocks.
@@ -84,7 +89,7 @@ pub(super) fn run(args: &MergeTokens<'_>, shape: &Shape, kv: &mut KvPagesMut<'_>
     let groups = shape.heads.div_ceil(threads / lanes);
     kv.k.device().launch(&Launch {
         module: "merge_tokens",
-        kernel: &format!("merge_tokens_{}", kv.k.dtype()),
+        kernel: kernel_of!("merge_tokens", kv.k.dtype()),
         grid: [shape.used_pages * shape.page_tokens, shape.batch, 2 * groups],
         threads,
         shared: SHARED,

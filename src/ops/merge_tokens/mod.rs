@@ -7,7 +7,7 @@ pub mod reference;
 use crate::device::DeviceKind;
 use crate::dtype::{DType, with_float};
 use crate::error::Result;
-use crate::ops::check::Check;
+use crate::ops::check::{Check, ensure};
 use crate::paging::{KvPagesMut, PageLists, PageShape};
 use crate::rope::Rope3d;
 use crate::units::Grid;
@@ -160,7 +160,7 @@ pub(crate) fn run(args: &MergeTokens<'_>, kv: &mut KvPagesMut<'_>) -> Result<()>
             with_float!(kv.k.dtype(), T => cpu::run::<T>(args, &shape, kv), else unreachable!("checked"));
             Ok(())
         }
-        DeviceKind::Simt | DeviceKind::Cuda => gpu::run(args, &shape, kv),
+        DeviceKind::Simt | DeviceKind::Cuda | DeviceKind::CudaDouble => gpu::run(args, &shape, kv),
     }
 }
 
@@ -176,19 +176,21 @@ fn checked(args: &MergeTokens<'_>, kv: &KvPagesMut<'_>) -> Result<Shape> {
         "f32, f16, bf16",
     )?;
     let paged = PageShape::of(OP, &kv.view())?;
-    check.ensure(
+    ensure!(
+        check,
         args.rope.dim() == paged.dim,
         "rope",
         format!("a rotation of head dim {}", paged.dim),
-        format!("one of {}", args.rope.dim()),
-    )?;
+        format!("one of {}", args.rope.dim())
+    );
     let cell = args.pool.cell;
-    check.ensure(
+    ensure!(
+        check,
         !cell.contains(&0),
         "pool.cell",
         "extents of at least 1",
-        format!("{cell:?}"),
-    )?;
+        format!("{cell:?}")
+    );
     let grid = args.grid.extents();
     let tokens = grid
         .iter()
@@ -201,24 +203,26 @@ fn checked(args: &MergeTokens<'_>, kv: &KvPagesMut<'_>) -> Result<Shape> {
     };
     let out = args.pool.output(args.grid).extents();
     let merged: usize = out.iter().product();
-    check.ensure(
+    ensure!(
+        check,
         merged > 0,
         "grid",
         format!("at least one cell of {cell:?}, remainder {:?}", args.pool.remainder),
-        format!("{grid:?}"),
-    )?;
+        format!("{grid:?}")
+    );
 
     let batch = args.source.streams();
     let source_pages = tokens.div_ceil(paged.page_tokens);
     let used_pages = merged.div_ceil(paged.page_tokens);
     check.page_lists("source", args.source, paged.pages, (batch, source_pages))?;
     check.page_lists("dest", args.dest, paged.pages, (batch, used_pages))?;
-    check.ensure(
+    ensure!(
+        check,
         args.dest.streams() == batch,
         "dest",
         format!("{batch} lists, as source has"),
-        args.dest.streams().to_string(),
-    )?;
+        args.dest.streams().to_string()
+    );
 
     let shape = Shape {
         batch,

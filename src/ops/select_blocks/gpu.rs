@@ -4,7 +4,7 @@ use super::{Scores, SelectBlocks, SumKeys, chunk_tokens};
 use crate::device::{Device, KernelParams, Launch, Span};
 use crate::error::Result;
 use crate::ffi;
-use crate::ops::check::{AnyView, strides};
+use crate::ops::check::{AnyView, kernel_of, strides};
 use crate::paging::{Context, PageShape};
 use crate::tensor::ViewMut;
 
@@ -18,7 +18,7 @@ const SELECT_SHARED: usize = 4 * (super::MAX_CANDIDATES + super::MAX_SELECTED + 
 
 fn launch<P: KernelParams>(
     device: &Device,
-    kernel: &str,
+    kernel: &'static str,
     grid: [usize; 3],
     shared: usize,
     params: &P,
@@ -62,7 +62,7 @@ pub(super) fn sum_keys(args: &SumKeys<'_>, pool: PageShape, sums: &mut ViewMut<'
     };
     launch(
         k.device(),
-        &format!("sum_keys_{}", k.dtype()),
+        kernel_of!("sum_keys", k.dtype()),
         [pool.heads, args.rows.elements(), 1],
         SUM_SHARED,
         &params,
@@ -173,7 +173,7 @@ fn score(args: &mut SelectBlocks<'_>, device: &Device) -> Result<()> {
     };
     launch(
         device,
-        &format!("sum_tokens_{}", q.dtype()),
+        kernel_of!("sum_tokens", q.dtype()),
         [q_heads, chunks, streams],
         SUM_SHARED,
         &params,

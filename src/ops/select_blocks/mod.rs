@@ -7,7 +7,7 @@
 use crate::device::DeviceKind;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::ops::check::Check;
+use crate::ops::check::{Check, ensure};
 use crate::paging::{Context, KvPages, PageLists, PageShape};
 use crate::tensor::{View, ViewMut};
 
@@ -86,23 +86,26 @@ pub(crate) fn run_sum_keys(args: &SumKeys<'_>, sums: &mut ViewMut<'_>) -> Result
         device: &device,
     };
     check.dtype("kv.k", args.kv.k.dtype(), &FLOATS, FLOAT_NAMES)?;
-    check.ensure(
+    ensure!(
+        check,
         pool.dim <= MAX_DIM,
         "kv.k",
         format!("a head dim of at most {MAX_DIM}"),
-        pool.dim.to_string(),
-    )?;
+        pool.dim.to_string()
+    );
     check_lists(&check, "pages", args.pages, pool.pages)?;
     let blocks = args.rows.elements();
     check.tensor("rows", &args.rows, DType::I32, &[blocks])?;
     let most = args.pages.streams().min(MAX_GRID);
-    check.ensure(
+    ensure!(
+        check,
         blocks <= most,
         "rows",
         format!("at most {most}, one a list of pages"),
-        blocks.to_string(),
-    )?;
-    check.ensure(
+        blocks.to_string()
+    );
+    ensure!(
+        check,
         args.tokens <= args.pages.length() * pool.page_tokens,
         "tokens",
         format!(
@@ -110,8 +113,8 @@ pub(crate) fn run_sum_keys(args: &SumKeys<'_>, sums: &mut ViewMut<'_>) -> Result
             args.pages.length() * pool.page_tokens,
             args.pages.length()
         ),
-        args.tokens.to_string(),
-    )?;
+        args.tokens.to_string()
+    );
     let rows = sums.shape().first().copied().unwrap_or(0);
     check.tensor("sums", sums, DType::F32, &[rows, pool.heads, pool.dim])?;
     match device.kind() {
@@ -277,7 +280,8 @@ pub(crate) fn run_select_blocks(
 }
 
 fn check_lists(check: &Check<'_>, argument: &'static str, lists: &PageLists, pool_pages: usize) -> Result<()> {
-    check.ensure(
+    ensure!(
+        check,
         lists.view().device() == check.device && lists.pool_pages() <= pool_pages,
         argument,
         format!("lists of a pool of {pool_pages} pages on {}", check.device),
@@ -285,8 +289,9 @@ fn check_lists(check: &Check<'_>, argument: &'static str, lists: &PageLists, poo
             "lists of a pool of {} pages on {}",
             lists.pool_pages(),
             lists.view().device()
-        ),
-    )
+        )
+    );
+    Ok(())
 }
 
 fn check_choice(check: &Check<'_>, args: &SelectBlocks<'_>, chosen: &ViewMut<'_>) -> Result<()> {
@@ -296,29 +301,34 @@ fn check_choice(check: &Check<'_>, args: &SelectBlocks<'_>, chosen: &ViewMut<'_>
     let candidates = args.candidates.shape().last().copied().unwrap_or(0);
     check.tensor("candidates", &args.candidates, DType::I32, &[streams, candidates])?;
     check.tensor("chosen", chosen, DType::I32, &[streams, args.selected])?;
-    check.ensure(
+    ensure!(
+        check,
         streams <= MAX_GRID,
         "counts",
         format!("at most {MAX_GRID} streams"),
-        streams.to_string(),
-    )?;
-    check.ensure(
+        streams.to_string()
+    );
+    ensure!(
+        check,
         candidates <= MAX_CANDIDATES,
         "candidates",
         format!("at most {MAX_CANDIDATES} a stream"),
-        candidates.to_string(),
-    )?;
-    check.ensure(
+        candidates.to_string()
+    );
+    ensure!(
+        check,
         args.selected <= MAX_SELECTED,
         "selected",
         format!("at most {MAX_SELECTED}"),
-        args.selected.to_string(),
-    )
+        args.selected.to_string()
+    );
+    Ok(())
 }
 
 fn check_contexts(check: &Check<'_>, args: &SelectBlocks<'_>, context: &Context) -> Result<()> {
     let (draft, shape, streams) = (args.draft, args.shape, args.streams());
-    check.ensure(
+    ensure!(
+        check,
         draft.device() == check.device
             && draft.pool_pages() == context.pool_pages()
             && draft.page_tokens() == context.page_tokens(),
@@ -334,38 +344,43 @@ fn check_contexts(check: &Check<'_>, args: &SelectBlocks<'_>, context: &Context)
             draft.pool_pages(),
             draft.page_tokens(),
             draft.device()
-        ),
-    )?;
+        )
+    );
     check_lists(check, "slot_pages", args.slot_pages, context.pool_pages())?;
     for (argument, has) in [("draft", draft.streams()), ("context", context.streams())] {
-        check.ensure(
+        ensure!(
+            check,
             has >= streams,
             argument,
             format!("{streams} streams or more"),
-            has.to_string(),
-        )?;
+            has.to_string()
+        );
     }
     let room = args.slot_pages.length() * context.page_tokens();
-    check.ensure(
+    ensure!(
+        check,
         (1..=room).contains(&shape.tokens),
         "shape.tokens",
         format!("1 to {room}, what the pages of a slot hold"),
-        shape.tokens.to_string(),
-    )?;
-    check.ensure(
+        shape.tokens.to_string()
+    );
+    ensure!(
+        check,
         shape.frames.is_finite() && !shape.key_bias.is_nan() && shape.key_bias < f32::INFINITY,
         "shape.frames, shape.key_bias",
         "a finite number of frames, a bias below infinity",
-        format!("{}, {}", shape.frames, shape.key_bias),
-    )?;
+        format!("{}, {}", shape.frames, shape.key_bias)
+    );
     let pages = draft.max_pages() + args.selected * args.block_pages();
     let segments = draft.max_segments() + args.selected;
-    check.ensure(
+    ensure!(
+        check,
         context.max_pages() >= pages && context.max_segments() >= segments,
         "context",
         format!("room for {pages} pages in {segments} segments"),
-        format!("{} pages, {} segments", context.max_pages(), context.max_segments()),
-    )
+        format!("{} pages, {} segments", context.max_pages(), context.max_segments())
+    );
+    Ok(())
 }
 
 fn check_scores(check: &Check<'_>, args: &SelectBlocks<'_>) -> Result<()> {
@@ -384,29 +399,33 @@ fn check_scores(check: &Check<'_>, args: &SelectBlocks<'_>) -> Result<()> {
     let &[q_streams, _, q_heads, dim] = q.shape() else {
         return check.fail("q", "[streams, tokens, q_heads, dim]", format!("{q:?}"));
     };
-    check.ensure(
+    ensure!(
+        check,
         q.device() == check.device && q_streams == streams && q_heads > 0 && (1..=MAX_DIM).contains(&dim),
         "q",
         format!("[{streams}, tokens, q_heads, dim up to {MAX_DIM}] on {}", check.device),
-        format!("{q:?}"),
-    )?;
+        format!("{q:?}")
+    );
     let kv_heads = key_sums.shape().get(1).copied().unwrap_or(0);
     let slots = args.slot_pages.streams();
     check.tensor("key_sums", key_sums, DType::F32, &[slots, kv_heads, dim])?;
-    check.ensure(
+    ensure!(
+        check,
         kv_heads > 0 && q_heads.is_multiple_of(kv_heads) && kv_heads * dim <= MAX_WIDTH,
         "key_sums",
         format!("a number of heads that divides {q_heads}, heads * dim of at most {MAX_WIDTH}"),
-        format!("{kv_heads} heads of {dim}"),
-    )?;
+        format!("{kv_heads} heads of {dim}")
+    );
     let chunks = query_sums.shape().get(1).copied().unwrap_or(0);
     check.tensor("query_sums", query_sums, DType::F32, &[streams, chunks, q_heads, dim])?;
-    check.ensure(
+    ensure!(
+        check,
         (1..=MAX_GRID).contains(&chunks),
         "query_sums",
         format!("1 to {MAX_GRID} chunks"),
-        chunks.to_string(),
-    )
+        chunks.to_string()
+    );
+    Ok(())
 }
 
 /// Tokens of each of `chunks` parts; the last may be shorter, or empty.

@@ -6,9 +6,9 @@ mod show;
 use std::io::{BufRead, Write};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
-use packforcing::{DType, Device, SimtCard, SimtOptions};
+use packforcing::{DType, Device, DeviceKind, SimtCard, SimtOptions};
 use packforcing_bench::timer::{self, Plan};
 use packforcing_bench::{Case, Error, floor};
 use serde_json::json;
@@ -109,7 +109,15 @@ impl Wanted {
             }),
         };
         let name = self.to_possible_value();
-        device.with_context(|| format!("--device {}", name.as_ref().map_or("", |name| name.get_name())))
+        let asked = || format!("--device {}", name.as_ref().map_or("", |name| name.get_name()));
+        let device = device.with_context(asked)?;
+        let double = device.kind() == DeviceKind::CudaDouble;
+        ensure!(
+            !double,
+            "{}: {device} runs kernels on the CPU, and its times say nothing",
+            asked()
+        );
+        Ok(device)
     }
 }
 

@@ -362,7 +362,7 @@ fn choose_device(options: &Options, stdout: &mut impl Write) -> Result<Device> {
     };
     let (best, absent) = Device::best();
     let mut here = vec!["cpu".to_string()];
-    if best.kind() == DeviceKind::Cuda {
+    if best.kind().is_cuda() {
         here.insert(0, best.to_string());
     }
     let simt_absent = simt()

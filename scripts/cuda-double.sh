@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Runs the CUDA path without a card: links the double of the driver (crates/cuda-double) and runs the suite's CUDA tests, or a
+# command, on it. Wants Rust, g++ and python3; brings nvcc itself.
+#
+#   scripts/cuda-double.sh                              # every test program, on a card of 9.0
+#   scripts/cuda-double.sh --arch 86 --seeds 3 -- graph # tests/graph.rs, on one of 8.6, under three seeds
+#   scripts/cuda-double.sh --driver 12.4                # with the functions of an older driver
+#   scripts/cuda-double.sh --build FOLDER               # the library alone, then: LD_LIBRARY_PATH=FOLDER program
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+arch=90 seeds=1 first=0 driver=13.0 build= filter="cuda (double)"
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --arch) arch=$2; shift ;;
+    --seeds) seeds=$2; shift ;;
+    --first-seed) first=$2; shift ;;
+    --driver) driver=$2; shift ;;
+    --build) build=$2; shift ;;
+    --filter) filter=$2; shift ;;
+    --) shift; break ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  esac
+  shift
+done
+target=$(cargo metadata --format-version 1 --no-deps |
+  python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
+
+# Only NVCC is set: with the toolkit on PATH, cudarc would be built again.
+if [ -z "${NVCC:-}" ]; then
+  NVCC=$(eval "$(scripts/cuda-toolkit.sh)" && command -v nvcc)
+fi
+export NVCC PACKFORCING_KERNELS=require PACKFORCING_VECTORS=1
+list=$target/cuda-double.jsonl
+cargo test --no-run -p packforcing --lib --tests --message-format=json-render-diagnostics >"$list"
+cargo build --quiet -p cuda-double
+
+# A folder of its own: cargo puts target/debug on the loader's path, where a libcuda.so would stand before a real one.
+folder=${build:-$target/cuda-double/$driver}
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+{
+  echo 'static const char kImages[] ='
+  cat "$target"/*/build/packforcing-*/out/images.tsv | sort -u | sed 's/\\/\\\\/g; s/"/\\"/g; s/\t/\\t/g; s/.*/  "&\\n"/'
+  echo '  "";'
+} >"$work/images.h"
+number() { echo "$((${1%%.*} * 1000 + ${1#*.} * 10))"; }
+toolkit=$("$NVCC" --version | sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p')
+{
+  echo '{ global:'
+  nm --defined-only "$target/debug/libcuda_double.a" 2>/dev/null | sed -n 's/.* T \(cu[A-Z][A-Za-z0-9_]*\|cuda_double_[a-z]*\)$/\1/p' | sort -u |
+    while read -r name; do
+      since=$(sed -n "s/^$name \([0-9.]*\)$/\1/p" crates/cuda-double/since.txt)
+      [ -n "$since" ] && [ "$(number "$driver")" -lt "$(number "$since")" ] || echo "  $name;"
+    done
+  echo 'local: *; };'
+} >"$work/exports"
+cc -shared -fPIC -O1 -o "$folder/libcuda.so.1" -DDRIVER="$(number "$driver")" -DTOOLKIT="$(number "$toolkit")" -I "$work" \
+  crates/cuda-double/front.c -Wl,-soname,libcuda.so.1 -Wl,--version-script="$work/exports" \
+  -Wl,--whole-archive "$target/debug/libcuda_double.a" -Wl,--no-whole-archive -lstdc++ -lpthread -ldl -lm
+ln -sfn libcuda.so.1 "$folder/libcuda.so"
+[ -z "$build" ] || { echo "$folder/libcuda.so.1"; exit 0; }
+
+failed=0
+for seed in $(seq "$first" $((first + seeds - 1))); do
+  while IFS=$'\t' read -r name program; do
+    [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
+    log=$folder/$name.log
+    code=0
+    LD_LIBRARY_PATH=$folder CUDA_DOUBLE_ARCH=$arch CUDA_DOUBLE_DEVICES=2 CUDA_DOUBLE_SEED=$seed PACKFORCING_REQUIRE="cuda (double)" \
+      timeout 900 "$program" "$filter" >"$log" 2>&1 || code=$?
+    printf '%s, seed %s: %-16s %s\n' "$arch" "$seed" "$name" "$(grep -h '^test result' "$log" | tail -n 1)"
+    [ "$code" -eq 0 ] || { failed=1; tail -n 40 "$log"; }
+  done < <(
+    python3 - "$list" <<'PY'
+import json, sys
+for line in open(sys.argv[1]):
+    artifact = json.loads(line)
+    if artifact["reason"] == "compiler-artifact" and artifact["profile"]["test"] and artifact["executable"]:
+        unit = "lib" in artifact["target"]["kind"]
+        print("unit" if unit else artifact["target"]["name"], artifact["executable"], sep="\t")
+PY
+  )
+done
+exit "$failed"
