@@ -7,8 +7,7 @@
 //! stands for sm_80 code and compute_80 PTX, a list entry ending in `a` goes to the kernels written for
 //! it alone); what these two say is understood or ends the build. `PACKFORCING_KERNELS=require` makes a
 //! missing compiler, or one kernel file that does not compile, an error; `PACKFORCING_PTXAS=deny` makes an error of every spill and every
-//! remark of ptxas that costs speed; `PACKFORCING_VECTORS=1` makes images of `kernels/vectors/` too,
-//! which only tests launch.
+//! remark of ptxas that costs speed. The feature `vectors` makes images of `kernels/vectors/` too.
 
 #[path = "build/archs.rs"]
 mod archs;
@@ -37,7 +36,6 @@ fn main() {
         "PACKFORCING_CUDA_ARCHS",
         "PACKFORCING_KERNELS",
         "PACKFORCING_PTXAS",
-        "PACKFORCING_VECTORS",
     ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -96,8 +94,9 @@ impl Build {
         };
         let reason = compiled.as_ref().err().cloned().unwrap_or_default();
         let (images, missing) = compiled.as_ref().map_or((&[][..], &[][..]), |(i, m)| (i, m));
-        let mut text =
-            format!("pub(super) const NO_IMAGES: &str = {reason:?};\nconst MISSING: &[(&str, &str)] = &{missing:?};\n");
+        let mut text = format!(
+            "pub(super) const NO_IMAGES: &str = {reason:?};\npub(super) const MISSING: &[(&str, &str)] = &{missing:?};\n"
+        );
         text += "pub(super) static IMAGES: &[Image] = &[\n";
         let mut table = String::new();
         for image in images {
@@ -146,7 +145,7 @@ impl Build {
         };
         let mut files = sources(&self.kernels, "cu")?;
         let shipped = files.len();
-        if env::var("PACKFORCING_VECTORS").as_deref() == Ok("1") {
+        if env::var_os("CARGO_FEATURE_VECTORS").is_some() {
             files.extend(sources(&self.kernels.join("vectors"), "cu")?);
         }
         let jobs = env::var("NUM_JOBS")

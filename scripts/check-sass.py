@@ -4,7 +4,8 @@
     nvdisasm -c attention_sm90.cubin | scripts/check-sass.py
 
 Of every kernel: a loop with all products of a tile in it (HGMMA), at most two waits for products in that
-loop (a wait after each product is what ptxas makes where it "serializes"), and no local memory (a spill).
+loop (a wait after each product is what ptxas makes where it "serializes"), no local memory (a spill), and setmaxnreg on
+both sides.
 """
 
 import re
@@ -56,6 +57,9 @@ def check(name, code):
     products, waits = count(main, r"\bHGMMA\b"), count(main, r"\bWARPGROUP\.DEPBAR\b")
     if waits > 2 + (products > wanted):
         faults.append(f"{waits} waits for {products} products in the loop")
+    # Registers are handed from the fetching warps to the computing ones; ptxas drops that without an error.
+    if count(code, r"\bUSETMAXREG\b") < 2:
+        faults.append("setmaxnreg was dropped: no USETMAXREG on both sides")
     print(f"{name}: {products} HGMMA and {waits} waits in a loop of {len(main)} instructions")
     return faults
 

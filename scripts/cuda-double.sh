@@ -30,7 +30,7 @@ target=$(cargo metadata --format-version 1 --no-deps |
 if [ -z "${NVCC:-}" ]; then
   NVCC=$(eval "$(scripts/cuda-toolkit.sh)" && command -v nvcc)
 fi
-export NVCC PACKFORCING_KERNELS=require PACKFORCING_VECTORS=1
+export NVCC PACKFORCING_KERNELS=require
 list=$target/cuda-double.jsonl
 cargo test --no-run -p packforcing --lib --tests --message-format=json-render-diagnostics >"$list"
 cargo build --quiet -p cuda-double

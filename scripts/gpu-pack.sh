@@ -20,7 +20,7 @@ pack=$target/gpu-pack
 cargo build --release -p packforcing-cli
 # With the kernels of single instructions, which no user's build has. The bridge's tests on a GPU want candle's CUDA;
 # they stay behind.
-PACKFORCING_VECTORS=1 cargo test --no-run -p packforcing --lib --tests --message-format=json-render-diagnostics >"$target/gpu-pack.jsonl"
+cargo test --no-run -p packforcing --lib --tests --message-format=json-render-diagnostics >"$target/gpu-pack.jsonl"
 
 rm -rf "$pack"
 mkdir -p "$pack/bin" "$pack/tests"

@@ -91,6 +91,8 @@ pub mod schedule;
 pub mod tensor;
 pub mod units;
 
+#[cfg(feature = "vectors")]
+pub use device::vectors::{Instructions, instructions};
 pub use device::{Device, DeviceKind, SimtCard, SimtOptions};
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -11,9 +11,11 @@
 #include <params.h>
 
 // One kernel entry: `PF_KERNEL(name, Params, threads) { ... p ... }`, launched with at most
-// `threads` threads a block. The arguments are one struct from params.h, named `p`.
-#define PF_KERNEL(name, Params, threads) \
-  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+// `threads` threads a block. The arguments are one struct from params.h, named `p`. A fourth argument is the least
+// number of blocks a multiprocessor has. A kernel with setmaxnreg says it (1): without it ptxas drops the instruction wherever
+// it happens to need few registers.
+#define PF_KERNEL(name, Params, ...) \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Params p)
 
 using bf16 = __nv_bfloat16;
 using f16 = __half;

@@ -96,6 +96,7 @@ void WarpProducts::reset() {
   groups_ = 0;
   issued_ = 0;
   fenced_ = false;
+  seen_.clear();
 }
 
 WarpProducts::Accumulators* WarpProducts::find(const Product& product) {
@@ -130,6 +131,16 @@ void WarpProducts::issue(Block& block, uint32_t warp, void* const* args) {
     accumulators_.push_back(std::move(fresh));
   } else if (into->columns != product.columns) {
     fail(site, "wgmma: accumulators under way in a product of another shape");
+  }
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const uint32_t* a = static_cast<Product*>(args[lane])->a;
+    if (!a) break;
+    const auto known = std::find_if(seen_.begin(), seen_.end(), [&](const Registers& r) { return r.at == a; });
+    if (known == seen_.end()) {
+      seen_.push_back({a, {a[0], a[1], a[2], a[3]}});
+    } else if (memcmp(known->held, a, sizeof known->held) != 0) {
+      fail(site, "wgmma: lane %d's registers of a were written after the wgmma_fence", lane);
+    }
   }
   into->group = groups_;
   Job job{groups_, product, {}, into, site};

@@ -20,7 +20,10 @@ class WarpProducts {
  public:
   void reset();
   // By the last lane of the warp to arrive; `args` are those of all lanes.
-  void fence() { fenced_ = true; }
+  void fence() {
+    fenced_ = true;
+    seen_.clear();
+  }
   void issue(Block& block, uint32_t warp, void* const* args);
   void commit() { ++groups_; }
   void wait(Block& block, uint32_t warp, int pending, Site site);
@@ -51,6 +54,12 @@ class WarpProducts {
   uint32_t groups_ = 0;  // committed
   size_t issued_ = 0;
   bool fenced_ = false;
+  // Left operands in registers that products since the fence have read, by the registers' place: what they held.
+  struct Registers {
+    const uint32_t* at;
+    uint32_t held[4];
+  };
+  std::vector<Registers> seen_;
 };
 
 // What the warps of a warpgroup issued, which must be the same.

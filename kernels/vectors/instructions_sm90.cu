@@ -3,71 +3,17 @@
 // A kernel puts given numbers into registers and shared memory, executes one instruction, and writes out what
 // it left. It knows nothing of where an element belongs: inputs are raw registers and raw shared memory, and so
 // are outputs. Run by a card, the outputs say what the SIMT device must reproduce.
-#include <kernel.cuh>
-#include <ptx.cuh>
-#include <types.cuh>
 #include <wgmma.cuh>
 
-#include "vectors.h"
+#include "image.cuh"
 
 namespace {
 
-constexpr int kImage = 30 * 1024;  // 16-bit elements
-constexpr int kSmallImage = 2048;
-
+// Fills shared memory for the copy engine and for products.
 template <int N>
-struct Image {
-  alignas(1024) Shared<uint16_t, N> data;
-  Shared<uint64_t, 1> landed;
-};
-
-// Fills shared memory with p.image.
-template <int N>
-__device__ void fill(const VectorParams& p, Image<N>& image) {
-  for (int i = threadIdx.x; i < p.image_bytes / 16; i += blockDim.x) {
-    const Vec<uint32_t, 4> chunk = load_vec<4>(address<uint32_t>(p.image) + 4 * i);
-    store_shared(reinterpret_cast<Vec<uint32_t, 4>*>(&image.data.data[8 * i]), chunk);
-  }
-  fence_proxy_async();
-}
-
-// What shared memory holds now, to p.out.
-template <int N>
-__device__ void write_out(const VectorParams& p, Image<N>& image) {
-  for (int i = threadIdx.x; i < p.image_bytes / 2; i += blockDim.x) store(address<uint16_t>(p.out) + i, image.data[i]);
-}
-
-template <int N>
-__device__ void load_registers(uint32_t (&r)[N], uint64_t from) {
-  for (int i = 0; i < N; i++) r[i] = load(address<uint32_t>(from) + N * threadIdx.x + i);
-}
-
-// 32 threads; a, b, d [32, 4], out [32, 4].
-template <class T>
-__device__ void mma(const VectorParams& p) {
-  uint32_t a[4], b[2];
-  load_registers(a, p.a);
-  load_registers(b, p.b);
-  float d[4];
-  for (int i = 0; i < 4; i++) d[i] = load(address<float>(p.d) + 4 * threadIdx.x + i);
-  mma_m16n8k16<T>(d, a, b);
-  for (int i = 0; i < 4; i++) store(address<float>(p.out) + 4 * threadIdx.x + i, d[i]);
-}
-
-// 32 threads; image, b: each lane's row; out u32 [32, 4].
-template <bool Transposed>
-__device__ void ldmatrix(const VectorParams& p) {
-  auto& image = shared_memory<Image<kSmallImage>>();
+__device__ void fill_for_engine(const VectorParams& p, Image<N>& image) {
   fill(p, image);
-  __syncthreads();
-  const uint32_t row = shared_address(&image.data.data[0]) + load(address<uint32_t>(p.b) + threadIdx.x);
-  uint32_t r[4];
-  if constexpr (Transposed) {
-    ldmatrix_x4_trans(r, row);
-  } else {
-    ldmatrix_x4(r, row);
-  }
-  for (int i = 0; i < 4; i++) store(address<uint32_t>(p.out) + 4 * threadIdx.x + i, r[i]);
+  fence_proxy_async();
 }
 
 // 32 threads; image, a, b: each lane's row; out: shared memory.
@@ -86,7 +32,7 @@ __device__ void stmatrix(const VectorParams& p) {
 __device__ void tma(const VectorParams& p) {
   auto& image = shared_memory<Image<kSmallImage>>();
   const uint32_t landed = shared_address(&image.landed[0]);
-  fill(p, image);
+  fill_for_engine(p, image);
   if (threadIdx.x == 0) {
     mbarrier_init(landed, 1);
     fence_mbarrier_init();
@@ -133,7 +79,7 @@ __device__ void multiply(const VectorParams& p, uint32_t image) {
 template <class T, int Columns>
 __device__ void wgmma(const VectorParams& p) {
   auto& image = shared_memory<Image<kImage>>();
-  fill(p, image);
+  fill_for_engine(p, image);
   __syncthreads();
   const uint32_t start = shared_address(&image.data.data[0]);
   if (p.registers != 0) {
@@ -151,10 +97,6 @@ __device__ void wgmma(const VectorParams& p) {
 
 }  // namespace
 
-PF_KERNEL(vectors_mma_f16, VectorParams, 32) { mma<f16>(p); }
-PF_KERNEL(vectors_mma_bf16, VectorParams, 32) { mma<bf16>(p); }
-PF_KERNEL(vectors_ldmatrix, VectorParams, 32) { ldmatrix<false>(p); }
-PF_KERNEL(vectors_ldmatrix_trans, VectorParams, 32) { ldmatrix<true>(p); }
 PF_KERNEL(vectors_stmatrix, VectorParams, 32) { stmatrix(p); }
 PF_KERNEL(vectors_tma, VectorParams, 128) { tma(p); }
 PF_KERNEL(vectors_wgmma_64_f16, VectorParams, 128) { wgmma<f16, 64>(p); }

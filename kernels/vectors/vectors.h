@@ -1,4 +1,4 @@
-/* The argument struct of the kernels that tell what an instruction does (instructions_sm90.cu). */
+/* The argument struct of the kernels that tell what an instruction does (instructions_*.cu). */
 #ifndef PACKFORCING_VECTORS_H
 #define PACKFORCING_VECTORS_H
 

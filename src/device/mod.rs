@@ -8,8 +8,8 @@ mod memory;
 #[cfg(feature = "simt")]
 mod simt;
 pub(crate) mod tensor_map;
-#[cfg(test)]
-mod vectors;
+#[cfg(any(test, feature = "vectors"))]
+pub(crate) mod vectors;
 
 use std::fmt;
 #[cfg(any(feature = "simt", feature = "cuda"))]
@@ -24,7 +24,7 @@ pub(crate) use memory::Memory;
 use crate::error::{Error, Result};
 
 #[cfg(feature = "cuda")]
-pub use cuda::CudaDevice;
+pub use cuda::{CudaDevice, ImageInfo};
 pub use graph::Graph;
 
 /// Which of the three kinds a [`Device`] is.
@@ -190,9 +190,10 @@ impl Device {
     ///
     /// **`CudaContext::per_thread_stream` gives a handle, not a stream: it means another stream on
     /// every thread.** Candle's `Device::new_cuda` has it in its newer versions. With such a stream
-    /// the device, its clones and everything made with it (tensors, views, page pools, caches) must
-    /// be used and dropped on the thread that called this, although all of them are `Send` and
-    /// `Sync`: on another thread nothing orders the work, and results are wrong without an error.
+    /// the device, its clones and everything made with it (tensors, views, page pools, caches) are
+    /// used on the thread that called this: on another one every call is [`Error::WrongThread`], which
+    /// names both. A tensor that is dropped there waits for all work of the context before its memory
+    /// goes, which breaks a capture that is under way in it.
     /// A stream of `CudaContext::new_stream` or `default_stream` (candle: `new_cuda_with_stream`)
     /// knows no such limit.
     ///

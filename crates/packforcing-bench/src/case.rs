@@ -1,7 +1,7 @@
 //! An op at one shape on one device, ready to be called again and again.
 
 use packforcing::device::Graph;
-use packforcing::{Device, DeviceKind, Result};
+use packforcing::{DType, Device, DeviceKind, Result, View};
 
 /// What one call has to do, whatever the way: only useful work is counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,8 +24,38 @@ impl Work {
     }
 }
 
-/// One call of the op on one copy of its inputs and outputs.
-pub(crate) type Call = Box<dyn FnMut() -> Result<()>>;
+/// One call of the op on one copy of its inputs and outputs; who asks is told the outputs.
+pub(crate) type Call = Box<dyn FnMut(Results<'_>) -> Result<()>>;
+
+/// Where a call puts its outputs; `None` where only time counts.
+pub(crate) type Results<'a> = Option<&'a mut Vec<Output>>;
+
+/// What an op wrote.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    /// The argument's name.
+    pub name: &'static str,
+    /// Its type; `values` holds all of its numbers.
+    pub dtype: DType,
+    /// In memory order.
+    pub values: Vec<f64>,
+}
+
+/// Reads these tensors where somebody asks; waits for the device.
+pub(crate) fn tell(results: Results<'_>, written: &[(&'static str, View<'_>)]) -> Result<()> {
+    let Some(results) = results else {
+        return Ok(());
+    };
+    for (name, view) in written {
+        let dtype = view.dtype();
+        let values = match dtype {
+            DType::I32 => view.to_vec::<i32>()?.into_iter().map(f64::from).collect(),
+            _ => view.to_f32_vec()?.into_iter().map(f64::from).collect(),
+        };
+        results.push(Output { name, dtype, values });
+    }
+    Ok(())
+}
 
 /// An op at one shape on one device, with copies of its inputs and outputs.
 pub struct Case {
@@ -94,9 +124,12 @@ impl Case {
     /// graph.
     pub unsafe fn capture(&mut self) -> Result<()> {
         // Kernels are loaded by now.
-        self.calls.iter_mut().try_for_each(|call| call())?;
+        self.calls.iter_mut().try_for_each(|call| call(None))?;
         let calls = &mut self.calls;
-        self.graph = Some(self.device.capture(|| calls.iter_mut().try_for_each(|call| call()))?);
+        self.graph = Some(
+            self.device
+                .capture(|| calls.iter_mut().try_for_each(|call| call(None)))?,
+        );
         Ok(())
     }
 
@@ -125,7 +158,19 @@ impl Case {
         }
         let i = self.next;
         self.next = (i + 1) % self.calls.len();
-        self.calls[i]()
+        self.calls[i](None)
+    }
+
+    /// A call of the first copy, and what it wrote. Two devices make the same case of the same shape: what they are given
+    /// is the same, as far as the dtype goes.
+    ///
+    /// # Errors
+    ///
+    /// What the op returns.
+    pub fn outputs(&mut self) -> Result<Vec<Output>> {
+        let mut outputs = Vec::new();
+        self.calls[0](Some(&mut outputs))?;
+        Ok(outputs)
     }
 }
 

@@ -6,7 +6,7 @@
 use packforcing::{DType, Device, DeviceKind, Result, Tensor};
 use rayon::prelude::*;
 
-use crate::case::{Call, Case, Work, rotated_bytes};
+use crate::case::{Call, Case, Results, Work, rotated_bytes};
 use crate::random::Random;
 use crate::timer::{Plan, measure};
 
@@ -108,7 +108,7 @@ pub fn copy(device: &Device, bytes: usize) -> Result<Case> {
         data.truncate(bytes);
         let from = Tensor::from_slice(device, &data, &[bytes])?;
         let to = Tensor::zeros(device, DType::U8, &[bytes])?;
-        Ok(Box::new(move || copy_once(&from, &to, bytes)) as Call)
+        Ok(Box::new(move |_: Results<'_>| copy_once(&from, &to, bytes)) as Call)
     })
 }
 
@@ -151,7 +151,7 @@ pub fn product() -> Case {
     let bytes = 4 * (M * K + K * N + M * N);
     let made = Case::new("gemm_f32", &Device::cpu(), work, bytes, || {
         let (a, b, mut to) = (a.clone(), b.clone(), vec![0.0f32; M * N]);
-        let call = move || {
+        let call = move |_: Results<'_>| {
             // SAFETY: the three matrices have the extents and strides that are passed.
             unsafe {
                 gemm::gemm(

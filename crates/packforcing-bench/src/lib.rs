@@ -25,5 +25,5 @@ pub mod floor;
 mod random;
 pub mod timer;
 
-pub use case::{Case, Work};
+pub use case::{Case, Output, Work};
 pub use error::{Error, Result};

@@ -14,9 +14,8 @@ use crate::views::refused;
 /// # Threads
 ///
 /// `candle_core::Device::new_cuda` runs on CUDA's *per-thread* stream, whose handle means another
-/// stream on every thread. Whatever is made with a device on it (page pools, streams, contexts) must
-/// be used and dropped on the thread that called this, although the types are `Send`; elsewhere
-/// nothing orders the work, and results are wrong without an error.
+/// stream on every thread. Whatever is made with a device on it (page pools, streams, contexts) is
+/// used on the thread that called this; elsewhere every call is `Error::WrongThread`.
 /// `candle_core::Device::new_cuda_with_stream` has a stream of its own and knows no such limit:
 /// prefer it.
 ///

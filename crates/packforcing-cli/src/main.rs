@@ -2,6 +2,7 @@
 
 mod bench;
 mod chart;
+mod check;
 mod device;
 mod evaluate;
 mod media;
@@ -37,6 +38,8 @@ enum Command {
     Evaluate(evaluate::Options),
     /// Times one op
     Bench(bench::Options),
+    /// Looks whether all is right on this machine's GPU, in under a minute
+    Check(check::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Train(options) => train::run(&options),
         Command::Evaluate(options) => evaluate::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Check(options) => check::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -127,6 +127,17 @@ pub(super) fn elapsed_ms(start: CUevent, end: CUevent) -> Result<f32, DriverErro
     Ok(ms)
 }
 
+/// 1000 times the major part of the driver's version and 10 times the minor; 0 where it does not say.
+pub(super) fn version() -> u32 {
+    type Version = unsafe extern "C" fn(version: *mut std::ffi::c_int) -> CUresult;
+    let mut version = 0;
+    if let Some(get) = symbol::<Version>("cuDriverGetVersion") {
+        // SAFETY: the driver's signature; it writes one number.
+        let _ = unsafe { get(&raw mut version) };
+    }
+    version.max(0) as u32
+}
+
 /// Whether the library is a double of the driver: it says so itself.
 pub(super) fn is_double() -> bool {
     symbol::<*const ()>("cuda_double_version").is_some()

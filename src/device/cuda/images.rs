@@ -20,6 +20,12 @@ pub(crate) struct Arch {
     pub exact: bool,
 }
 
+impl std::fmt::Display for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.number, if self.exact { "a" } else { "" })
+    }
+}
+
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 impl Image {
@@ -31,6 +37,18 @@ impl Image {
             false => arch.number / 10 == own / 10 && arch.number <= own,
         };
         self.code.iter().any(code) || self.ptx.iter().any(|arch| !arch.exact && arch.number <= own)
+    }
+
+    /// What there is code and PTX for, for people.
+    pub fn holds(&self) -> String {
+        let list = |archs: &[Arch]| -> String {
+            let each: Vec<String> = archs.iter().map(Arch::to_string).collect();
+            each.join(", ")
+        };
+        match self.ptx {
+            [] => format!("code for {}", list(self.code)),
+            ptx => format!("code for {}, PTX for {} and later", list(self.code), list(ptx)),
+        }
     }
 
     /// The image of this file, or why there is none.

@@ -64,6 +64,17 @@ pub struct CudaDevice {
     notes: Mutex<Vec<(&'static str, String)>>,
 }
 
+/// A kernel file in this build.
+#[derive(Debug, Clone)]
+pub struct ImageInfo {
+    /// The file's stem.
+    pub name: &'static str,
+    /// What there is code and PTX for.
+    pub holds: String,
+    /// Whether the device's card runs it, or why not.
+    pub runs_here: Result<(), String>,
+}
+
 /// A capture of the device's stream that is under way.
 struct Capture {
     thread: Thread,
@@ -214,6 +225,26 @@ impl CudaDevice {
             true => DeviceKind::CudaDouble,
             false => DeviceKind::Cuda,
         }
+    }
+
+    /// The driver's version: 1000 times the major part, 10 times the minor.
+    pub fn driver_version(&self) -> u32 {
+        driver::version()
+    }
+
+    /// Every kernel file of the library, and whether this build's code of it runs on this card.
+    pub fn images(&self) -> Vec<ImageInfo> {
+        let missing = images::MISSING.iter().map(|(name, reason)| ImageInfo {
+            name,
+            holds: "nothing".into(),
+            runs_here: Err((*reason).to_string()),
+        });
+        let built = IMAGES.iter().map(|image| ImageInfo {
+            name: image.name,
+            holds: image.holds(),
+            runs_here: self.image(image.name).map(drop),
+        });
+        built.chain(missing).collect()
     }
 
     pub(super) fn shared_memory_limit(&self) -> usize {

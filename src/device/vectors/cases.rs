@@ -335,14 +335,15 @@ impl Boxed {
     }
 }
 
+/// Boxes begin on 16 bytes: a card refuses others as an illegal instruction (H200, driver 580, 2026-11-26).
 fn tma_cases(cases: &mut Vec<Case>) {
     let edges = [
         ("inside", [0, 0, 0, 0]),
         ("inside, the last", [16, 2, 1, 0]),
         ("columns from -24", [-24, 1, 0, 0]),
-        ("columns from -3", [-3, 1, 0, 0]),
+        ("columns from -8", [-8, 1, 0, 0]),
         ("columns up to the end and 24 more", [40, 1, 1, 0]),
-        ("columns from an odd one, past the end", [17, 0, 0, 0]),
+        ("columns from the third chunk, past the end", [24, 0, 0, 0]),
         ("columns all before", [-64, 0, 0, 0]),
         ("columns all behind", [80, 0, 0, 0]),
         ("tokens from -1", [8, -1, 0, 0]),

@@ -5,7 +5,7 @@ use packforcing::paging::KvPagesMut;
 use packforcing::{DType, Device, Grid, Rope3d, Tensor};
 
 use super::{Numbers, PAGE_TOKENS, WAN_BLOCK, WAN_DIM, WAN_HEADS, page_lists, some, tokens};
-use crate::case::{Call, Case, Work};
+use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::Result;
 use crate::random::Random;
 
@@ -92,7 +92,7 @@ impl Shape {
             let (mut q_out, mut k_pages, mut v_pages) = (zeros(q.shape())?, zeros(&pool)?, zeros(&pool)?);
             let lists = page_lists(&mut random, device, streams, &[list])?;
             let rope = Rope3d::wan(dim);
-            let call = move || {
+            let call = move |results: Results<'_>| {
                 let args = AppendKv {
                     q: Some(q.view()),
                     k: k.view(),
@@ -112,7 +112,10 @@ impl Shape {
                     v: v_pages.view_mut(),
                     slot_bias: None,
                 };
-                append_kv(&args, Some(&mut q_out.view_mut()), &mut kv)
+                append_kv(&args, Some(&mut q_out.view_mut()), &mut kv)?;
+                drop(kv);
+                let written = [("q_out", q_out.view()), ("k", k_pages.view()), ("v", v_pages.view())];
+                tell(results, &written)
             };
             Ok(Box::new(call) as Call)
         })

@@ -5,7 +5,7 @@ use packforcing::paging::{Context, KvPages, Segment};
 use packforcing::{DType, Device, Rope3d, Tensor};
 
 use super::{Numbers, PAGE_TOKENS, WAN_DIM, WAN_HEADS, numbers, some};
-use crate::case::{Call, Case, Work};
+use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::{Error, Result};
 use crate::random::Random;
 
@@ -161,7 +161,7 @@ impl Shape {
             let mut out = Tensor::zeros(device, dtype, &q_shape)?;
             let context = Context::from_host(device, (pages, page_tokens), std::slice::from_ref(&segments))?;
             let rope = Rope3d::wan(dim);
-            let call = move || {
+            let call = move |results: Results<'_>| {
                 let args = Attention {
                     q: q.view(),
                     kv: KvPages {
@@ -173,7 +173,8 @@ impl Shape {
                     rope: &rope,
                     scale: (dim as f32).powf(-0.5),
                 };
-                attention_by(kernel, &args, &mut out.view_mut(), None)
+                attention_by(kernel, &args, &mut out.view_mut(), None)?;
+                tell(results, &[("out", out.view())])
             };
             Ok(Box::new(call) as Call)
         })

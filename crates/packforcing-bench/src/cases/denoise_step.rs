@@ -5,7 +5,7 @@ use packforcing::ops::guidance::{GuidanceWeights, guidance};
 use packforcing::{DType, Device};
 
 use super::{Numbers, WAN_LATENTS, some};
-use crate::case::{Call, Case, Work};
+use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::Result;
 use crate::random::Random;
 
@@ -100,7 +100,7 @@ impl Shape {
                 }
                 false => None,
             };
-            let call = move || {
+            let call = move |results: Results<'_>| {
                 let mut terms = vec![v.view()];
                 if weights.is_some() {
                     terms.push(u.view());
@@ -114,7 +114,8 @@ impl Shape {
                     noise_base: None,
                     guidance: weights.as_ref(),
                 };
-                denoise_step(&args, &mut [x.view_mut()])
+                denoise_step(&args, &mut [x.view_mut()])?;
+                tell(results, &[("x", x.view())])
             };
             Ok(Box::new(call) as Call)
         })

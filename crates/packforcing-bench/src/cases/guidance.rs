@@ -5,7 +5,7 @@ use packforcing::{Device, View};
 
 use super::Numbers;
 use super::denoise_step::Shape;
-use crate::case::{Call, Case, Work};
+use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::Result;
 use crate::random::Random;
 
@@ -39,7 +39,10 @@ pub fn case(shape: &Shape, device: &Device) -> Result<Case> {
     Case::new("guidance", device, Work::bytes(read), read, || {
         let (cond, uncond) = (cond.tensor(device, dtype)?, uncond.tensor(device, dtype)?);
         let mut weights = GuidanceWeights::new(device, &latents, 1)?;
-        let call = move || guidance(&arguments(cond.view(), uncond.view()), &mut weights);
+        let call = move |results: Results<'_>| {
+            guidance(&arguments(cond.view(), uncond.view()), &mut weights)?;
+            tell(results, &[("weights", weights.view())])
+        };
         Ok(Box::new(call) as Call)
     })
 }

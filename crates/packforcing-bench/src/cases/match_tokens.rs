@@ -7,7 +7,7 @@ use packforcing::paging::KvPagesMut;
 use packforcing::{DType, Device, Rope3d, Tensor};
 
 use super::{Numbers, merge_tokens, page_lists};
-use crate::case::{Call, Case, Work};
+use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::Result;
 use crate::random::Random;
 
@@ -61,7 +61,7 @@ impl Shape {
             let mut bias = Tensor::zeros(device, DType::F32, &pool[..3])?;
             let lists = page_lists(&mut random, device, blocks, &lengths)?;
             let mut matching = Matching::new(device, how, grid, &rope, (blocks, heads))?;
-            let call = move || {
+            let call = move |results: Results<'_>| {
                 let args = MatchTokens {
                     source: &lists[0],
                     dest: &lists[1],
@@ -73,7 +73,11 @@ impl Shape {
                     v: v.view_mut(),
                     slot_bias: Some(bias.view_mut()),
                 };
-                match_tokens(&args, &mut matching, &mut kv)
+                match_tokens(&args, &mut matching, &mut kv)?;
+                tell(
+                    results,
+                    &[("similarity", matching.similarity()), ("map", matching.map())],
+                )
             };
             Ok(Box::new(call) as Call)
         })
@@ -110,12 +114,13 @@ impl Shape {
             let x = x.tensor(device, dtype)?;
             let map = Tensor::from_slice(device, &map, &[blocks, maps, tokens])?;
             let mut out = Tensor::zeros(device, dtype, &out_shape)?;
-            let call = move || {
+            let call = move |results: Results<'_>| {
                 let args = UnmergeTokens {
                     x: x.view(),
                     map: map.view(),
                 };
-                unmerge_tokens(&args, &mut out.view_mut())
+                unmerge_tokens(&args, &mut out.view_mut())?;
+                tell(results, &[("out", out.view())])
             };
             Ok(Box::new(call) as Call)
         })

@@ -4,7 +4,7 @@ use packforcing::ops::merge_states::{State, merge_states};
 use packforcing::{DType, Device, Tensor};
 
 use super::{Numbers, WAN_BLOCK, WAN_DIM, WAN_HEADS, some};
-use crate::case::{Call, Case, Work};
+use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::Result;
 use crate::random::Random;
 
@@ -65,7 +65,10 @@ impl Shape {
             let (a, b) = (make(&a)?, make(&b)?);
             let mut out = Tensor::zeros(device, dtype, &[queries, heads, dim])?;
             let mut lse = Tensor::zeros(device, DType::F32, &[queries, heads])?;
-            let call = move || merge_states(&view(&a), &view(&b), &mut out.view_mut(), &mut lse.view_mut());
+            let call = move |results: Results<'_>| {
+                merge_states(&view(&a), &view(&b), &mut out.view_mut(), &mut lse.view_mut())?;
+                tell(results, &[("out", out.view()), ("lse", lse.view())])
+            };
             Ok(Box::new(call) as Call)
         })
     }

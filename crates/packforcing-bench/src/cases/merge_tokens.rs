@@ -5,7 +5,7 @@ use packforcing::paging::KvPagesMut;
 use packforcing::{DType, Device, Grid, Rope3d, Tensor};
 
 use super::{Numbers, PAGE_TOKENS, WAN_BLOCK, WAN_CELL, WAN_DIM, WAN_HEADS, page_lists, some, tokens};
-use crate::case::{Call, Case, Work};
+use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::{Error, Result};
 use crate::random::Random;
 
@@ -98,7 +98,7 @@ impl Shape {
             let mut bias = Tensor::zeros(device, DType::F32, &pool[..3])?;
             let lists = page_lists(&mut random, device, blocks, &lengths)?;
             let rope = Rope3d::wan(dim);
-            let call = move || {
+            let call = move |results: Results<'_>| {
                 let args = MergeTokens {
                     source: &lists[0],
                     dest: &lists[1],
@@ -114,7 +114,9 @@ impl Shape {
                     v: v.view_mut(),
                     slot_bias: Some(bias.view_mut()),
                 };
-                merge_tokens(&args, &mut kv)
+                merge_tokens(&args, &mut kv)?;
+                drop(kv);
+                tell(results, &[("k", k.view()), ("v", v.view()), ("slot_bias", bias.view())])
             };
             Ok(Box::new(call) as Call)
         })

@@ -7,7 +7,7 @@ use packforcing::paging::{Context, KvPages, PageLists, Segment};
 use packforcing::{DType, Device, Tensor};
 
 use super::{Numbers, PAGE_TOKENS, WAN_BLOCK, WAN_DIM, WAN_HEADS, page_lists, some};
-use crate::case::{Call, Case, Work};
+use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::{Error, Result};
 use crate::random::Random;
 
@@ -122,7 +122,7 @@ impl Shape {
             let draft = Context::from_host(device, pool, std::slice::from_ref(&draft))?;
             let mut chosen = Tensor::zeros(device, DType::I32, &[1, room])?;
             let mut context = Context::new(device, pool, 1, fixed + mid * room, 3 + room)?;
-            let call = move || {
+            let call = move |results: Results<'_>| {
                 let mut args = SelectBlocks {
                     scores: Scores::Dot {
                         q: q.view(),
@@ -143,7 +143,9 @@ impl Shape {
                     draft: &draft,
                     draft_prefix: prefix.view(),
                 };
-                select_blocks(&mut args, &mut chosen.view_mut(), &mut context)
+                select_blocks(&mut args, &mut chosen.view_mut(), &mut context)?;
+                drop(args);
+                tell(results, &[("scores", scores.view()), ("chosen", chosen.view())])
             };
             Ok(Box::new(call) as Call)
         })
@@ -218,7 +220,7 @@ impl SumShape {
             let lists = page_lists(&mut random, device, blocks, &[list])?;
             let rows = Tensor::from_slice(device, &rows, &[blocks])?;
             let mut sums = Tensor::zeros(device, DType::F32, &sums_shape)?;
-            let call = move || {
+            let call = move |results: Results<'_>| {
                 let args = SumKeys {
                     kv: KvPages {
                         k: k.view(),
@@ -229,7 +231,8 @@ impl SumShape {
                     rows: rows.view(),
                     tokens: mid_tokens,
                 };
-                sum_keys(&args, &mut sums.view_mut())
+                sum_keys(&args, &mut sums.view_mut())?;
+                tell(results, &[("sums", sums.view())])
             };
             Ok(Box::new(call) as Call)
         })
