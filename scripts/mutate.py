@@ -9,6 +9,7 @@ text that is not found, or a change that does not compile, is an error of the ta
     scripts/mutate.py --name attention-barrier
     scripts/mutate.py --random 5              # another five each time; the seed is printed
     scripts/mutate.py --all --table docs/mutations.md
+    scripts/mutate.py --double                # those that only a driver shows, on a double of it
 
 Exit status: 0 where all were caught, 1 where one survived, 2 where the table or the tree is broken.
 """
@@ -49,19 +50,23 @@ def copy_tree():
             to.write_bytes(data)
 
 
-def cargo(tests, *arguments, seconds):
-    """Exit status (None after a timeout) and output of `cargo test` on these test files."""
+def cargo(tests, *arguments, seconds, seeds=None):
+    """Exit status (None after a timeout) and output of `cargo test` on these test files; with seeds, of the CUDA tests on a
+    double of the driver instead."""
     command = ["cargo", "test", "--quiet", "-p", "packforcing"]
     for test in tests:
         command += ["--test", test]
+    command += arguments
     environment = dict(
         os.environ,
         CARGO_TARGET_DIR=str(BUILT),
         CARGO_TERM_COLOR="never",
         PACKFORCING_REQUIRE="cpu,simt,golden",
     )
+    if seeds is not None:
+        command = ["scripts/cuda-double.sh", "--seeds", str(seeds), "--", *tests]
     process = subprocess.Popen(
-        command + list(arguments), cwd=TREE, env=environment, text=True, errors="replace",
+        command, cwd=TREE, env=environment, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )
     try:
@@ -70,6 +75,23 @@ def cargo(tests, *arguments, seconds):
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         return None, process.communicate()[0]
+
+
+def verdict_on_double(tests):
+    """The same on a double of the driver, under as many seeds as it takes to be sure of an order of streams."""
+    status, output = cargo(tests, seconds=BUILD_SECONDS, seeds=6)
+    if status == 0:
+        return None
+    if "error: could not compile" in output or "error[E" in output:
+        raise ValueError("does not build:\n" + output[-3000:])
+    failed = re.findall(r"^test cuda \(double\)::(\w+)\s+\.\.\. FAILED", output, re.M)
+    found = re.findall(r"^cuda double \(seed \d+\): (.*)$", output, re.M)
+    if status is None:
+        return "the suite on the double hangs"
+    if not failed:
+        return f"the double: {found[0]}" if found else "the suite on the double crashes"
+    more = f" and {len(set(failed)) - 1} more" if len(set(failed)) > 1 else ""
+    return f"the double: {failed[0]}{more}"
 
 
 def verdict(tests):
@@ -98,7 +120,7 @@ def try_out(mutation):
         raise ValueError(f"the old text stands {text.count(mutation['old'])} times in {mutation['file']}, not once")
     path.write_text(text.replace(mutation["old"], mutation["new"]))
     try:
-        return verdict(mutation["tests"])
+        return (verdict_on_double if mutation.get("double") else verdict)(mutation["tests"])
     finally:
         path.write_text(text)
 
@@ -130,6 +152,7 @@ def main():
     which.add_argument("--random", type=int, metavar="N")
     which.add_argument("--name", action="append")
     which.add_argument("--list", action="store_true")
+    which.add_argument("--double", action="store_true", help="those that want a double of the driver")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--table", metavar="FILE", help="writes a markdown table (with --all)")
     options = parser.parse_args()
@@ -153,7 +176,11 @@ def main():
             print("no such mutation:", ", ".join(sorted(unknown)))
             return 2
         runs = [m for m in mutations if m["name"] in options.name]
+    if options.double:
+        runs = [m for m in runs if m.get("double")]
     if options.random:
+        # They take a build with nvcc each: CI runs them in a step of their own.
+        runs = [m for m in runs if not m.get("double")]
         print(f"--seed {options.seed}")
         runs = random.Random(options.seed).sample(runs, min(options.random, len(runs)))
 
@@ -162,7 +189,9 @@ def main():
     # Nothing counts if the tests fail without a change.
     begun = time.monotonic()
     try:
-        broken = verdict(sorted({test for m in runs for test in m["tests"]}))
+        plain = sorted({test for m in runs if not m.get("double") for test in m["tests"]})
+        double = sorted({test for m in runs if m.get("double") for test in m["tests"]})
+        broken = (verdict(plain) if plain else None) or (verdict_on_double(double) if double else None)
     except ValueError as error:
         broken = error
     if broken:

@@ -12,14 +12,17 @@ const GRID: Grid = Grid {
     cols: 4,
 };
 const SHAPE: [usize; 4] = [1, 32, 2, 64];
-/// More than there is room for whole and packed, so that blocks leave the archive too.
-const BLOCKS: usize = 40;
+/// Compressed blocks that are kept.
+const ARCHIVE: usize = 6;
 
-pub(super) fn all(device: &Device, checks: &mut Checks) -> Result<()> {
+/// More blocks than there is room for whole and packed, so that some leave the archive; on a card two minutes of them.
+pub(super) fn all(device: &Device, small: bool, checks: &mut Checks) -> Result<()> {
+    let blocks = if small { ARCHIVE + 6 } else { 240 };
+    let history = |device: &Device, replays| history(device, blocks, replays);
     let mut first = None;
     checks.check("a long history", || {
         let made = first.insert(history(device, false)?);
-        Ok(format!("{BLOCKS} blocks, {} numbers of the last", made.len()))
+        Ok(format!("{blocks} blocks, {} numbers of the last", made.len()))
     })?;
     let Some(first) = first else { return Ok(()) };
     checks.check("the same again", || {
@@ -36,7 +39,7 @@ pub(super) fn all(device: &Device, checks: &mut Checks) -> Result<()> {
 }
 
 /// What the layers gave over the last block: each attends to what the one below gave, and the next block to what this one did.
-fn history(device: &Device, replays: bool) -> Result<Vec<f32>> {
+fn history(device: &Device, blocks: usize, replays: bool) -> Result<Vec<f32>> {
     let config = PackConfig::builder()
         .layers(2)
         .heads(Heads {
@@ -49,7 +52,7 @@ fn history(device: &Device, replays: bool) -> Result<Vec<f32>> {
         .sink(Blocks(1))
         .recent(Blocks(1))
         .selected(Blocks(3))
-        .archive(Blocks(12))
+        .archive(Blocks(ARCHIVE))
         .compression(Compression::mean_pool([2, 2, 2]))
         .build()?;
     let pool = PagePool::new(device, &config)?;
@@ -60,9 +63,9 @@ fn history(device: &Device, replays: bool) -> Result<Vec<f32>> {
     let mut x = Tensor::from_f32(device, DType::BF16, &start, &SHAPE)?;
     let mut y = Tensor::zeros(device, DType::BF16, &SHAPE)?;
     let mut graph: Option<BlockGraph> = None;
-    for number in 0..BLOCKS {
+    for number in 0..blocks {
         let mut block = pool.begin([&mut video])?;
-        let captured = replays && number >= BLOCKS / 2;
+        let captured = replays && number >= blocks / 2;
         if captured && graph.is_none() {
             graph = Some(block.capture(|block| passes(block, &mut x, &mut y))?);
         }

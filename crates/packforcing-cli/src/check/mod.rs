@@ -161,7 +161,7 @@ fn on_device(device: &Device, options: &Options, checks: &mut Checks) -> Result<
     })?;
     let small = options.small || device.kind() != DeviceKind::Cuda;
     ops::all(device, small, checks)?;
-    history::all(device, checks)?;
+    history::all(device, small, checks)?;
     #[cfg(feature = "cuda")]
     if device.as_cuda().is_some() {
         checks.check("candle", candle)?;
