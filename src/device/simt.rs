@@ -538,6 +538,13 @@ mod tests {
             Always,
         ),
         planted(
+            "misaligned_column",
+            (64, 1, 2048, 32),
+            same,
+            "not on a multiple of 16 bytes",
+            Always,
+        ),
+        planted(
             "overwritten_barrier",
             (64, 1, 2048, 32),
             same,
@@ -581,6 +588,13 @@ mod tests {
             Always,
         ),
         planted("operand_overwritten", (128, 1, 16384, 128), rows, "", LateOnly),
+        planted(
+            "operand_after_fence",
+            (128, 1, 16384, 128),
+            rows,
+            "wrote to a's registers",
+            Always,
+        ),
         planted("tile_overwritten", (128, 1, 16384, 128), rows, EITHER, LateOnly),
         planted("descriptor_row", (128, 1, 16384, 128), rows, "", Always),
         planted("descriptor_stride", (128, 1, 16384, 128), rows, "", Always),

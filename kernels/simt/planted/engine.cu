@@ -180,6 +180,22 @@ __device__ void misaligned_box(const PlantedParams& p) {
   }
 }
 
+// Bug: the box begins at a column whose place in the row is no multiple of 16 bytes.
+template <bool Fixed>
+__device__ void misaligned_column(const PlantedParams& p) {
+  Plan& plan = shared_memory<Plan>();
+  const TensorMap map = map_of(p);
+  prepare(plan);
+  if (threadIdx.x == 0) {
+    const uint32_t full = shared_address(&plan.full[0]);
+    mbarrier_arrive_expect_tx(full, kBytes);
+    tma_load_4d(shared_address(&plan.box[0].data[0]), &map, full, Fixed ? 0 : -3, 0, 0, 0);
+  } else if (threadIdx.x >= 32) {
+    await(&plan.full[0], 0);
+    write_out(p, plan, 0, 0);
+  }
+}
+
 // Bug: the array behind the barriers is too short for what is written to it, and they stand before it.
 template <bool Fixed>
 __device__ void overwritten_barrier(const PlantedParams& p) {
@@ -247,6 +263,8 @@ PF_KERNEL(planted_missing_fence_before_box, PlantedParams, 64) { missing_fence_b
 PF_KERNEL(planted_missing_fence_before_box_fixed, PlantedParams, 64) { missing_fence_before_box<true>(p); }
 PF_KERNEL(planted_misaligned_box, PlantedParams, 64) { misaligned_box<false>(p); }
 PF_KERNEL(planted_misaligned_box_fixed, PlantedParams, 64) { misaligned_box<true>(p); }
+PF_KERNEL(planted_misaligned_column, PlantedParams, 64) { misaligned_column<false>(p); }
+PF_KERNEL(planted_misaligned_column_fixed, PlantedParams, 64) { misaligned_column<true>(p); }
 PF_KERNEL(planted_overwritten_barrier, PlantedParams, 64) { overwritten_barrier<false>(p); }
 PF_KERNEL(planted_overwritten_barrier_fixed, PlantedParams, 64) { overwritten_barrier<true>(p); }
 PF_KERNEL(planted_abandoned_box, PlantedParams, 64) { abandoned_box<false>(p); }

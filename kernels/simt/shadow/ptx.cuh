@@ -103,7 +103,7 @@ __forceinline__ void setmaxnreg_dec(simt::Site site = simt::here()) {
 }
 
 __forceinline__ void wgmma_fence(simt::Site site = simt::here()) {
-  simt::meet(simt::wgmma_fence_all, simt::kFullWarp, nullptr, site);
+  simt::fence_products(site);
 }
 __forceinline__ void wgmma_commit(simt::Site site = simt::here()) {
   simt::meet(simt::wgmma_commit_group, simt::kFullWarp, nullptr, site);

@@ -314,7 +314,8 @@ pub(super) struct Boxed;
 
 impl Boxed {
     const EXTENTS: [usize; 4] = [80, 6, 3, 2];
-    /// Bytes; more than a row of 80 elements, six rows, three heads.
+    /// Bytes; more than a row of 80 elements, six rows, three heads, and none a multiple of the one
+    /// before: a card took them.
     const STRIDES: [usize; 3] = [176, 1072, 3232];
     const SIZE: [usize; 4] = [64, 4, 2, 2];
 
@@ -335,14 +336,15 @@ impl Boxed {
     }
 }
 
+// Boxes begin on 16 bytes of a row: a card refuses columns from -3 or from 17 as an illegal instruction.
 fn tma_cases(cases: &mut Vec<Case>) {
     let edges = [
         ("inside", [0, 0, 0, 0]),
         ("inside, the last", [16, 2, 1, 0]),
         ("columns from -24", [-24, 1, 0, 0]),
-        ("columns from -3", [-3, 1, 0, 0]),
+        ("columns from -8", [-8, 1, 0, 0]),
         ("columns up to the end and 24 more", [40, 1, 1, 0]),
-        ("columns from an odd one, past the end", [17, 0, 0, 0]),
+        ("columns from 24, past the end", [24, 0, 0, 0]),
         ("columns all before", [-64, 0, 0, 0]),
         ("columns all behind", [80, 0, 0, 0]),
         ("tokens from -1", [8, -1, 0, 0]),
