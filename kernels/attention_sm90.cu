@@ -604,11 +604,11 @@ using OverlappedPlain = Build<bf16, 128, 2, 96, 3, Schedule::kOverlapped, false>
 
 }  // namespace
 
-PF_KERNEL(attention_sm90_f16_64, AttentionSm90Params, 512) { attend<Dim64<f16>>(p); }
-PF_KERNEL(attention_sm90_f16_128, AttentionSm90Params, 512) { attend<Dim128<f16>>(p); }
-PF_KERNEL(attention_sm90_bf16_64, AttentionSm90Params, 512) { attend<Dim64<bf16>>(p); }
-PF_KERNEL(attention_sm90_bf16_128, AttentionSm90Params, 512) { attend<Dim128<bf16>>(p); }
-PF_KERNEL(attention_sm90_free_bf16_128, AttentionSm90Params, 512) { attend<Free>(p); }
-PF_KERNEL(attention_sm90_overlapped_bf16_128, AttentionSm90Params, 384) { attend<Overlapped>(p); }
-PF_KERNEL(attention_sm90_plain_bf16_128, AttentionSm90Params, 512) { attend<Plain>(p); }
-PF_KERNEL(attention_sm90_overlapped_plain_bf16_128, AttentionSm90Params, 384) { attend<OverlappedPlain>(p); }
+PF_KERNEL(attention_sm90_f16_64, AttentionSm90Params, 512, 1) { attend<Dim64<f16>>(p); }
+PF_KERNEL(attention_sm90_f16_128, AttentionSm90Params, 512, 1) { attend<Dim128<f16>>(p); }
+PF_KERNEL(attention_sm90_bf16_64, AttentionSm90Params, 512, 1) { attend<Dim64<bf16>>(p); }
+PF_KERNEL(attention_sm90_bf16_128, AttentionSm90Params, 512, 1) { attend<Dim128<bf16>>(p); }
+PF_KERNEL(attention_sm90_free_bf16_128, AttentionSm90Params, 512, 1) { attend<Free>(p); }
+PF_KERNEL(attention_sm90_overlapped_bf16_128, AttentionSm90Params, 384, 1) { attend<Overlapped>(p); }
+PF_KERNEL(attention_sm90_plain_bf16_128, AttentionSm90Params, 512, 1) { attend<Plain>(p); }
+PF_KERNEL(attention_sm90_overlapped_plain_bf16_128, AttentionSm90Params, 384, 1) { attend<OverlappedPlain>(p); }

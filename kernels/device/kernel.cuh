@@ -12,8 +12,12 @@
 
 // One kernel entry: `PF_KERNEL(name, Params, threads) { ... p ... }`, launched with at most
 // `threads` threads a block. The arguments are one struct from params.h, named `p`.
-#define PF_KERNEL(name, Params, threads) \
-  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+//
+// `PF_KERNEL(name, Params, threads, 1)` where a kernel has setmaxnreg: only with a minimum of blocks a
+// multiprocessor is it sure how many registers a thread starts with, and ptxas drops every setmaxnreg
+// where it is not. It is no default: ptxas then takes up to twice the registers where nothing asks for few.
+#define PF_KERNEL(name, Params, ...) \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Params p)
 
 using bf16 = __nv_bfloat16;
 using f16 = __half;

@@ -10,7 +10,7 @@
 #include "cuda_fp16.h"
 
 // Beside the body: an entry that takes the parameters as bytes, and the kernel's row of the table.
-#define PF_KERNEL(name, Params, threads)                                                         \
+#define PF_KERNEL(name, Params, threads, ...)                                                    \
   static void simt_body_##name(const Params& p);                                                 \
   static void simt_entry_##name(const void* p) { simt_body_##name(*static_cast<const Params*>(p)); } \
   extern "C" const simt::Kernel simt_kernel_##name;                                              \
