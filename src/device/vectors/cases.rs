@@ -230,7 +230,7 @@ fn swizzle_name(span: u32) -> String {
 }
 
 fn wgmma_cases(cases: &mut Vec<Case>) {
-    for n in [64, 96, 128, 192] {
+    for n in [64, 80, 96, 128, 192] {
         for (half, major) in [
             (true, Major::K),
             (true, Major::Mn),
@@ -238,7 +238,7 @@ fn wgmma_cases(cases: &mut Vec<Case>) {
             (false, Major::Mn),
         ] {
             for span in SPANS {
-                // A layout is of whole patterns: 96 columns are not, of 64. Types share their layouts.
+                // A layout is of whole patterns: 80 columns are not, of 32 or 64. Types share their layouts.
                 let whole = major == Major::K || span == 0 || n * 2 % span as usize == 0;
                 if whole && (half || span == 128) {
                     let b = placed(A_START, major, span, false);
@@ -272,6 +272,8 @@ fn product_cases(cases: &mut Vec<Case>) {
     let products = [
         (64, true, Some(128), Major::K, 128),
         (64, false, None, Major::Mn, 128),
+        (80, true, Some(128), Major::K, 128),
+        (80, false, None, Major::K, 128),
         (96, true, Some(64), Major::K, 64),
         (96, false, Some(128), Major::K, 128),
         (128, true, None, Major::Mn, 128),
