@@ -93,7 +93,7 @@ if wanted compare; then
   "$out/compare" || failed=1
 fi
 if wanted pairs; then
-  nvdisasm -c "$out/pairs.cubin" | tests/cute/pairs.py || failed=1
+  nvdisasm -c "$out/pairs.cubin" | tests/cute/pairs.py "$kernels/device/ptx.cuh" || failed=1
 fi
 if wanted plans; then
   tests/cute/plans.py "$out/plans" || failed=1
