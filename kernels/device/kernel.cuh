@@ -11,9 +11,11 @@
 #include <params.h>
 
 // One kernel entry: `PF_KERNEL(name, Params, threads) { ... p ... }`, launched with at most
-// `threads` threads a block. The arguments are one struct from params.h, named `p`. A fourth argument is the least
-// number of blocks a multiprocessor has. A kernel with setmaxnreg says it (1): without it ptxas drops the instruction wherever
-// it happens to need few registers.
+// `threads` threads a block. The arguments are one struct from params.h, named `p`.
+//
+// `PF_KERNEL(name, Params, threads, 1)` where a kernel has setmaxnreg: only with a minimum of blocks a
+// multiprocessor is it sure how many registers a thread starts with, and ptxas drops every setmaxnreg
+// where it is not. It is no default: ptxas then takes up to twice the registers where nothing asks for few.
 #define PF_KERNEL(name, Params, ...) \
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Params p)
 

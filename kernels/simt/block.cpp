@@ -84,6 +84,8 @@ Block& Block::running() { return *running_block; }
 
 unsigned char* Block::stack(uint32_t index) { return stacks_.get() + kStackMargin + index * kStackStride; }
 
+const unsigned char* Block::stack_end(uint32_t index) { return stack(index) + kStackBytes; }
+
 void Block::prepare(Launch& launch, uint64_t index) {
   Unseen device;
   running_block = this;

@@ -131,6 +131,8 @@ class Block {
   Marks& marks() { return marks_; }
   Launch& launch() { return *launch_; }
   Arena& arena() { return arena_; }
+  // The end of a thread's stack, where its first variables are.
+  const unsigned char* stack_end(uint32_t index);
   Random& random() { return random_; }
 
  private:

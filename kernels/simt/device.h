@@ -120,7 +120,9 @@ struct Product {
   bool transposed;  // b
   bool half;        // f16, else bf16
 };
-extern const Operation wgmma_issue, wgmma_fence_all, wgmma_commit_group, wgmma_wait_group;
+extern const Operation wgmma_issue, wgmma_commit_group, wgmma_wait_group;
+// The warp's wgmma_fence, which remembers what the callers' variables hold.
+void fence_products(Site site);
 
 struct Mma {
   float* d;           // four, in and out

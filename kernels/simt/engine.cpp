@@ -109,12 +109,12 @@ void CopyEngine::copy(Block& block, uint32_t offset, const void* map_at, uint32_
   uint32_t rows = 1;
   for (uint32_t d = 1; d < map.rank; ++d) rows *= map.box[d];
   const uint32_t bytes = rows * inner;
-  // What the manual does not say and a card does: an illegal instruction (H200, driver 580).
-  const long long column = static_cast<long long>(at[0]) * map.element_bytes;
-  if (column % 16 != 0) fail(site, "tma_load: columns from byte %lld of a row, which is not on 16 bytes", column);
   if (offset % 128 != 0) fail(site, "tma_load: byte %u of shared memory is not a multiple of 128", offset);
   if (offset + uint64_t{bytes} > block.arena().bytes())
     fail(site, "tma_load: %u bytes to byte %u of shared memory, which has %u", bytes, offset, block.arena().bytes());
+  // An H200 (driver 580) answered such with "illegal instruction".
+  if (at[0] * static_cast<long long>(map.element_bytes) % 16 != 0)
+    fail(site, "tma_load: column %d of %u-byte elements is not on a multiple of 16 bytes", at[0], map.element_bytes);
   if (int t = block.proxies().unordered(offset, bytes); t >= 0)
     fail(site, "tma_load: thread %d wrote to where the box goes, and no fence_proxy_async orders the two", t);
 

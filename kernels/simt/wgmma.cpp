@@ -96,7 +96,30 @@ void WarpProducts::reset() {
   groups_ = 0;
   issued_ = 0;
   fenced_ = false;
-  seen_.clear();
+}
+
+// Whole stacks, with the places between variables that AddressSanitizer forbids.
+__attribute__((no_sanitize("address"))) static void copy_words(const unsigned char* from, unsigned char* to, size_t bytes) {
+  const volatile uint64_t* words = reinterpret_cast<const volatile uint64_t*>(from);
+  for (size_t i = 0; i < bytes / 8; ++i) {
+    const uint64_t word = words[i];
+    memcpy(to + 8 * i, &word, 8);
+  }
+}
+
+void WarpProducts::fence(Block& block, uint32_t warp, void* const* args) {
+  fenced_ = true;
+  for (uint32_t lane = 0; lane < kWarp; ++lane) {
+    Held& held = held_[lane];
+    held.from = static_cast<const unsigned char*>(args[lane]);
+    held.bytes.resize(static_cast<size_t>(block.stack_end(kWarp * warp + lane) - held.from) & ~size_t{7});
+    copy_words(held.from, held.bytes.data(), held.bytes.size());
+  }
+}
+
+bool WarpProducts::Held::same(const uint32_t* registers) const {
+  const auto at = reinterpret_cast<const unsigned char*>(registers) - from;
+  return at >= 0 && static_cast<size_t>(at) + 16 <= bytes.size() && memcmp(registers, bytes.data() + at, 16) == 0;
 }
 
 WarpProducts::Accumulators* WarpProducts::find(const Product& product) {
@@ -132,15 +155,9 @@ void WarpProducts::issue(Block& block, uint32_t warp, void* const* args) {
   } else if (into->columns != product.columns) {
     fail(site, "wgmma: accumulators under way in a product of another shape");
   }
-  for (int lane = 0; lane < kWarp; ++lane) {
-    const uint32_t* a = static_cast<Product*>(args[lane])->a;
-    if (!a) break;
-    const auto known = std::find_if(seen_.begin(), seen_.end(), [&](const Registers& r) { return r.at == a; });
-    if (known == seen_.end()) {
-      seen_.push_back({a, {a[0], a[1], a[2], a[3]}});
-    } else if (memcmp(known->held, a, sizeof known->held) != 0) {
-      fail(site, "wgmma: lane %d's registers of a were written after the wgmma_fence", lane);
-    }
+  for (int lane = 0; product.a && lane < kWarp; ++lane) {
+    if (!held_[lane].same(static_cast<Product*>(args[lane])->a))
+      fail(site, "wgmma: lane %d wrote to a's registers, and no wgmma_fence stands between", lane);
   }
   into->group = groups_;
   Job job{groups_, product, {}, into, site};
@@ -257,8 +274,11 @@ const Operation wgmma_issue = {"wgmma_m64k16", [](uint32_t, void* const* args) {
                                  const uint32_t warp = running_warp();
                                  block.products(warp).issue(block, warp, args);
                                }};
-const Operation wgmma_fence_all = {"wgmma_fence", [](uint32_t, void* const*) {
-                                     Block::running().products(running_warp()).fence();
+const Operation wgmma_fence_all = {"wgmma_fence", [](uint32_t, void* const* args) {
+                                     Block& block = Block::running();
+                                     Unseen device;
+                                     const uint32_t warp = running_warp();
+                                     block.products(warp).fence(block, warp, args);
                                    }};
 const Operation wgmma_commit_group = {"wgmma_commit", [](uint32_t, void* const*) {
                                         Block::running().products(running_warp()).commit();
@@ -269,6 +289,11 @@ const Operation wgmma_wait_group = {"wgmma_wait", [](uint32_t, void* const* args
                                       const uint32_t warp = running_warp();
                                       block.products(warp).wait(block, warp, *static_cast<int*>(args[0]), context.site);
                                     }};
+
+// The callers' variables lie above this function's frame.
+__attribute__((noinline)) void fence_products(Site site) {
+  meet(wgmma_fence_all, kFullWarp, __builtin_frame_address(0), site);
+}
 
 void set_registers(int registers, bool more, Site site) { Block::running().set_registers(registers, more, site); }
 

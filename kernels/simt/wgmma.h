@@ -20,10 +20,7 @@ class WarpProducts {
  public:
   void reset();
   // By the last lane of the warp to arrive; `args` are those of all lanes.
-  void fence() {
-    fenced_ = true;
-    seen_.clear();
-  }
+  void fence(Block& block, uint32_t warp, void* const* args);
   void issue(Block& block, uint32_t warp, void* const* args);
   void commit() { ++groups_; }
   void wait(Block& block, uint32_t warp, int pending, Site site);
@@ -47,6 +44,13 @@ class WarpProducts {
     Accumulators* accumulators;
     Site site;
   };
+  // What a lane's variables held at the last fence: its stack from `from` on.
+  struct Held {
+    const unsigned char* from;
+    std::vector<unsigned char> bytes;
+    // Whether these four registers hold what they held then.
+    bool same(const uint32_t* registers) const;
+  };
   Accumulators* find(const Product& product);
 
   std::deque<Job> jobs_;
@@ -54,12 +58,7 @@ class WarpProducts {
   uint32_t groups_ = 0;  // committed
   size_t issued_ = 0;
   bool fenced_ = false;
-  // Left operands in registers that products since the fence have read, by the registers' place: what they held.
-  struct Registers {
-    const uint32_t* at;
-    uint32_t held[4];
-  };
-  std::vector<Registers> seen_;
+  Held held_[32];
 };
 
 // What the warps of a warpgroup issued, which must be the same.

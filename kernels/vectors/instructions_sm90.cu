@@ -100,10 +100,12 @@ __device__ void wgmma(const VectorParams& p) {
 PF_KERNEL(vectors_stmatrix, VectorParams, 32) { stmatrix(p); }
 PF_KERNEL(vectors_tma, VectorParams, 128) { tma(p); }
 PF_KERNEL(vectors_wgmma_64_f16, VectorParams, 128) { wgmma<f16, 64>(p); }
+PF_KERNEL(vectors_wgmma_80_f16, VectorParams, 128) { wgmma<f16, 80>(p); }
 PF_KERNEL(vectors_wgmma_96_f16, VectorParams, 128) { wgmma<f16, 96>(p); }
 PF_KERNEL(vectors_wgmma_128_f16, VectorParams, 128) { wgmma<f16, 128>(p); }
 PF_KERNEL(vectors_wgmma_192_f16, VectorParams, 128) { wgmma<f16, 192>(p); }
 PF_KERNEL(vectors_wgmma_64_bf16, VectorParams, 128) { wgmma<bf16, 64>(p); }
+PF_KERNEL(vectors_wgmma_80_bf16, VectorParams, 128) { wgmma<bf16, 80>(p); }
 PF_KERNEL(vectors_wgmma_96_bf16, VectorParams, 128) { wgmma<bf16, 96>(p); }
 PF_KERNEL(vectors_wgmma_128_bf16, VectorParams, 128) { wgmma<bf16, 128>(p); }
 PF_KERNEL(vectors_wgmma_192_bf16, VectorParams, 128) { wgmma<bf16, 192>(p); }

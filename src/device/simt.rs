@@ -541,7 +541,7 @@ mod tests {
             "misaligned_column",
             (64, 1, 2048, 32),
             same,
-            "which is not on 16 bytes",
+            "not on a multiple of 16 bytes",
             Always,
         ),
         planted(
@@ -589,10 +589,10 @@ mod tests {
         ),
         planted("operand_overwritten", (128, 1, 16384, 128), rows, "", LateOnly),
         planted(
-            "operand_changed",
+            "operand_after_fence",
             (128, 1, 16384, 128),
             rows,
-            "were written after the wgmma_fence",
+            "wrote to a's registers",
             Always,
         ),
         planted("tile_overwritten", (128, 1, 16384, 128), rows, EITHER, LateOnly),

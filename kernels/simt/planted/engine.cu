@@ -180,7 +180,7 @@ __device__ void misaligned_box(const PlantedParams& p) {
   }
 }
 
-// Bug: the box begins in the middle of 16 bytes.
+// Bug: the box begins at a column whose place in the row is no multiple of 16 bytes.
 template <bool Fixed>
 __device__ void misaligned_column(const PlantedParams& p) {
   Plan& plan = shared_memory<Plan>();
@@ -189,7 +189,7 @@ __device__ void misaligned_column(const PlantedParams& p) {
   if (threadIdx.x == 0) {
     const uint32_t full = shared_address(&plan.full[0]);
     mbarrier_arrive_expect_tx(full, kBytes);
-    tma_load_4d(shared_address(&plan.box[0].data[0]), &map, full, Fixed ? 0 : 1, 0, 0, 0);
+    tma_load_4d(shared_address(&plan.box[0].data[0]), &map, full, Fixed ? 0 : -3, 0, 0, 0);
   } else if (threadIdx.x >= 32) {
     await(&plan.full[0], 0);
     write_out(p, plan, 0, 0);

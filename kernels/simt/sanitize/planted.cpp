@@ -65,7 +65,7 @@ static const Planted kPlanted[] = {
     {"early_read", "-", "-", 128, 1, 16384, 128},
     {"early_write", "device", "device", 128, 1, 16384, 128},
     {"operand_overwritten", "-", "-", 128, 1, 16384, 128},
-    {"operand_changed", "device", "device", 128, 1, 16384, 128},
+    {"operand_after_fence", "device", "device", 128, 1, 16384, 128},
     {"tile_overwritten", "-", "-", 128, 1, 16384, 128},
     {"descriptor_row", "-", "-", 128, 1, 16384, 128},
     {"descriptor_stride", "-", "-", 128, 1, 16384, 128},

@@ -10,12 +10,11 @@
 #include "cuda_fp16.h"
 
 // Beside the body: an entry that takes the parameters as bytes, and the kernel's row of the table.
-#define PF_THREADS(threads, ...) threads
-#define PF_KERNEL(name, Params, ...)                                                             \
+#define PF_KERNEL(name, Params, threads, ...)                                                    \
   static void simt_body_##name(const Params& p);                                                 \
   static void simt_entry_##name(const void* p) { simt_body_##name(*static_cast<const Params*>(p)); } \
   extern "C" const simt::Kernel simt_kernel_##name;                                              \
-  const simt::Kernel simt_kernel_##name = {#name, sizeof(Params), PF_THREADS(__VA_ARGS__, 0), simt_entry_##name}; \
+  const simt::Kernel simt_kernel_##name = {#name, sizeof(Params), threads, simt_entry_##name};   \
   static void simt_body_##name([[maybe_unused]] const Params& p)
 
 using bf16 = __nv_bfloat16;

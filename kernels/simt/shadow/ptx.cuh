@@ -103,7 +103,7 @@ __forceinline__ void setmaxnreg_dec(simt::Site site = simt::here()) {
 }
 
 __forceinline__ void wgmma_fence(simt::Site site = simt::here()) {
-  simt::meet(simt::wgmma_fence_all, simt::kFullWarp, nullptr, site);
+  simt::fence_products(site);
 }
 __forceinline__ void wgmma_commit(simt::Site site = simt::here()) {
   simt::meet(simt::wgmma_commit_group, simt::kFullWarp, nullptr, site);
@@ -126,14 +126,14 @@ inline constexpr bool kHalf<f16> = true;
 template <class T, bool Transposed, int Tiles>
 __forceinline__ void wgmma_m64k16(float (&d)[Tiles][4], uint64_t a_rows, uint64_t b_rows, bool add,
                                   simt::Site site = simt::here()) {
-  static_assert(Tiles == 8 || Tiles == 12 || Tiles == 16 || Tiles == 24, "as device/ptx.cuh has them");
+  static_assert(Tiles == 8 || Tiles == 10 || Tiles == 12 || Tiles == 16 || Tiles == 24, "as device/ptx.cuh has them");
   simt::Product args = {&d[0][0], nullptr, a_rows, b_rows, 8 * Tiles, add, Transposed, simt::kHalf<T>};
   simt::meet(simt::wgmma_issue, simt::kFullWarp, &args, site);
 }
 template <class T, bool Transposed, int Tiles>
 __forceinline__ void wgmma_m64k16(float (&d)[Tiles][4], const uint32_t (&a)[4], uint64_t b_rows, bool add,
                                   simt::Site site = simt::here()) {
-  static_assert(Tiles == 8 || Tiles == 12 || Tiles == 16 || Tiles == 24, "as device/ptx.cuh has them");
+  static_assert(Tiles == 8 || Tiles == 10 || Tiles == 12 || Tiles == 16 || Tiles == 24, "as device/ptx.cuh has them");
   simt::Product args = {&d[0][0], a, 0, b_rows, 8 * Tiles, add, Transposed, simt::kHalf<T>};
   simt::meet(simt::wgmma_issue, simt::kFullWarp, &args, site);
 }

@@ -230,7 +230,7 @@ fn swizzle_name(span: u32) -> String {
 }
 
 fn wgmma_cases(cases: &mut Vec<Case>) {
-    for n in [64, 96, 128, 192] {
+    for n in [64, 80, 96, 128, 192] {
         for (half, major) in [
             (true, Major::K),
             (true, Major::Mn),
@@ -238,7 +238,7 @@ fn wgmma_cases(cases: &mut Vec<Case>) {
             (false, Major::Mn),
         ] {
             for span in SPANS {
-                // A layout is of whole patterns: 96 columns are not, of 64. Types share their layouts.
+                // A layout is of whole patterns: 80 columns are not, of 32 or 64. Types share their layouts.
                 let whole = major == Major::K || span == 0 || n * 2 % span as usize == 0;
                 if whole && (half || span == 128) {
                     let b = placed(A_START, major, span, false);
@@ -272,6 +272,8 @@ fn product_cases(cases: &mut Vec<Case>) {
     let products = [
         (64, true, Some(128), Major::K, 128),
         (64, false, None, Major::Mn, 128),
+        (80, true, Some(128), Major::K, 128),
+        (80, false, None, Major::K, 128),
         (96, true, Some(64), Major::K, 64),
         (96, false, Some(128), Major::K, 128),
         (128, true, None, Major::Mn, 128),
@@ -314,7 +316,8 @@ pub(super) struct Boxed;
 
 impl Boxed {
     const EXTENTS: [usize; 4] = [80, 6, 3, 2];
-    /// Bytes; more than a row of 80 elements, six rows, three heads.
+    /// Bytes; more than a row of 80 elements, six rows, three heads, and none a multiple of the one
+    /// before: a card took them.
     const STRIDES: [usize; 3] = [176, 1072, 3232];
     const SIZE: [usize; 4] = [64, 4, 2, 2];
 
@@ -335,7 +338,7 @@ impl Boxed {
     }
 }
 
-/// Boxes begin on 16 bytes: a card refuses others as an illegal instruction (H200, driver 580, 2026-11-26).
+// Boxes begin on 16 bytes of a row: a card refuses columns from -3 or from 17 as an illegal instruction.
 fn tma_cases(cases: &mut Vec<Case>) {
     let edges = [
         ("inside", [0, 0, 0, 0]),
@@ -343,7 +346,7 @@ fn tma_cases(cases: &mut Vec<Case>) {
         ("columns from -24", [-24, 1, 0, 0]),
         ("columns from -8", [-8, 1, 0, 0]),
         ("columns up to the end and 24 more", [40, 1, 1, 0]),
-        ("columns from the third chunk, past the end", [24, 0, 0, 0]),
+        ("columns from 24, past the end", [24, 0, 0, 0]),
         ("columns all before", [-64, 0, 0, 0]),
         ("columns all behind", [80, 0, 0, 0]),
         ("tokens from -1", [8, -1, 0, 0]),
