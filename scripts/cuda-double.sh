@@ -63,16 +63,20 @@ cc -shared -fPIC -O1 -o "$folder/libcuda.so.1" -DDRIVER="$(number "$driver")" -D
 ln -sfn libcuda.so.1 "$folder/libcuda.so"
 [ -z "$build" ] || { echo "$folder/libcuda.so.1"; exit 0; }
 
-failed=0
+# One run: a test program under a seed. As many at a time as there are cores.
+run() { # run SEED NAME PROGRAM
+  local log=$folder/$2.$arch.$1.log code=0
+  LD_LIBRARY_PATH=$folder CUDA_DOUBLE_ARCH=$arch CUDA_DOUBLE_DEVICES=2 CUDA_DOUBLE_SEED=$1 \
+    PACKFORCING_REQUIRE="cuda (double)" timeout 900 "$3" "$filter" >"$log" 2>&1 || code=$?
+  printf '%s, seed %s: %-16s %s\n' "$arch" "$1" "$2" "$(grep -h '^test result' "$log" | tail -n 1)"
+  [ "$code" -eq 0 ] || { tail -n 40 "$log"; return 1; }
+}
+export -f run
+export folder arch filter
 for seed in $(seq "$first" $((first + seeds - 1))); do
   while IFS=$'\t' read -r name program; do
     [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
-    log=$folder/$name.log
-    code=0
-    LD_LIBRARY_PATH=$folder CUDA_DOUBLE_ARCH=$arch CUDA_DOUBLE_DEVICES=2 CUDA_DOUBLE_SEED=$seed PACKFORCING_REQUIRE="cuda (double)" \
-      timeout 900 "$program" "$filter" >"$log" 2>&1 || code=$?
-    printf '%s, seed %s: %-16s %s\n' "$arch" "$seed" "$name" "$(grep -h '^test result' "$log" | tail -n 1)"
-    [ "$code" -eq 0 ] || { failed=1; tail -n 40 "$log"; }
+    printf '%s\0%s\0%s\0' "$seed" "$name" "$program"
   done < <(
     python3 - "$list" <<'PY'
 import json, sys
@@ -83,5 +87,4 @@ for line in open(sys.argv[1]):
         print("unit" if unit else artifact["target"]["name"], artifact["executable"], sep="\t")
 PY
   )
-done
-exit "$failed"
+done | xargs -0 -r -n 3 -P "$(nproc)" bash -c 'run "$@"' run

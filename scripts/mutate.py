@@ -9,7 +9,7 @@ text that is not found, or a change that does not compile, is an error of the ta
     scripts/mutate.py --name attention-barrier
     scripts/mutate.py --random 5              # another five each time; the seed is printed
     scripts/mutate.py --all --table docs/mutations.md
-    scripts/mutate.py --double                # those that only a driver shows, on a double of it
+    scripts/mutate.py --double [--random 2]   # those that only a driver shows, on a double of it
 
 Exit status: 0 where all were caught, 1 where one survived, 2 where the table or the tree is broken.
 """
@@ -147,15 +147,17 @@ def write_table(path, results):
 
 def main():
     parser = argparse.ArgumentParser(description="mutation tests of the kernels and launches")
-    which = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument("--double", action="store_true", help="those that want a double of the driver")
+    which = parser.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true")
     which.add_argument("--random", type=int, metavar="N")
     which.add_argument("--name", action="append")
     which.add_argument("--list", action="store_true")
-    which.add_argument("--double", action="store_true", help="those that want a double of the driver")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--table", metavar="FILE", help="writes a markdown table (with --all)")
     options = parser.parse_args()
+    if not (options.double or options.all or options.random or options.name or options.list):
+        parser.error("--all, --random, --name, --list or --double")
 
     table = tomllib.loads((ROOT / "scripts/mutations.toml").read_text())
     mutations = [dict(entry, name=name) for name, entry in table.items()]
@@ -176,11 +178,10 @@ def main():
             print("no such mutation:", ", ".join(sorted(unknown)))
             return 2
         runs = [m for m in mutations if m["name"] in options.name]
-    if options.double:
-        runs = [m for m in runs if m.get("double")]
+    if options.double or options.random:
+        # Those on a double want nvcc: CI runs some of each.
+        runs = [m for m in runs if m.get("double", False) == options.double]
     if options.random:
-        # They take a build with nvcc each: CI runs them in a step of their own.
-        runs = [m for m in runs if not m.get("double")]
         print(f"--seed {options.seed}")
         runs = random.Random(options.seed).sample(runs, min(options.random, len(runs)))
 
