@@ -111,7 +111,7 @@ impl Launch {
         let options = COptions {
             seed: random.bits(),
             copies: random.below(3) as u32,
-            in_order: 0,
+            in_order: 1,
             threads: 1,
             reserved: 0,
         };
