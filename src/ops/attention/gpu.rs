@@ -114,7 +114,8 @@ pub(super) fn taken(args: &Attention<'_>, shape: Shape, out: &ViewMut<'_>, devic
     for (argument, got, most) in [
         ("q", shape.streams, 65_535),
         ("q", shape.q_heads, 65_535),
-        ("q", shape.tokens, i32::MAX as usize - ROWS),
+        // Counted on to the end of the last tile, which has up to 192 rows.
+        ("q", shape.tokens, i32::MAX as usize - 192),
         ("kv.k", shape.page_tokens, i32::MAX as usize),
         ("context", context.max_pages(), i32::MAX as usize),
         ("context", context.max_segments(), i32::MAX as usize),

@@ -65,6 +65,12 @@ pub(super) fn checked(check: &Check<'_>, shape: &Shape, kv: &KvPagesMut<'_>) -> 
         ("kv.k", "tokens a page", shape.page_tokens, i32::MAX as usize),
         ("matching", "tokens a block", shape.tokens, MAX_TOKENS),
         ("source", "blocks", shape.batch, 65_535),
+        (
+            "source",
+            "heads of all blocks",
+            shape.batch * shape.heads,
+            i32::MAX as usize,
+        ),
     ] {
         ensure!(
             check,

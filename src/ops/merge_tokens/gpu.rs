@@ -42,8 +42,25 @@ pub(super) fn checked(check: &Check<'_>, args: &MergeTokens<'_>, shape: &Shape, 
         format!("at most 65535 blocks on the {device} device"),
         shape.batch.to_string()
     );
+    let (groups, _) = groups(shape, kv);
+    ensure!(
+        check,
+        2 * groups <= 65_535,
+        "kv.k",
+        format!("heads for at most 32767 groups of threads on the {device} device"),
+        format!("{} heads for {groups}", shape.heads)
+    );
     check.aligned_rows("kv.k", &kv.k, kv.k.address())?;
     check.aligned_rows("kv.v", &kv.v, kv.v.address())
+}
+
+/// Threads stand as heads x 16-byte vectors of a head; heads that do not fit go to other blocks. How many groups of
+/// heads there are, and threads for each.
+fn groups(shape: &Shape, kv: &KvPagesMut<'_>) -> (usize, usize) {
+    let lanes = shape.dim * kv.k.dtype().bytes() / 16;
+    let groups = (shape.heads * lanes).div_ceil(THREADS);
+    let threads = (shape.heads.div_ceil(groups) * lanes).next_multiple_of(32).min(THREADS);
+    (shape.heads.div_ceil(threads / lanes), threads)
 }
 
 /// The largest cell that the grid has.
@@ -82,11 +99,7 @@ pub(super) fn run(args: &MergeTokens<'_>, shape: &Shape, kv: &mut KvPagesMut<'_>
     ]);
     memory.extend(bias.map(ViewMut::span));
 
-    // Threads stand as heads x 16-byte vectors of a head; heads that do not fit go to other blocks.
-    let lanes = shape.dim * kv.k.dtype().bytes() / 16;
-    let groups = (shape.heads * lanes).div_ceil(THREADS);
-    let threads = (shape.heads.div_ceil(groups) * lanes).next_multiple_of(32).min(THREADS);
-    let groups = shape.heads.div_ceil(threads / lanes);
+    let (groups, threads) = groups(shape, kv);
     kv.k.device().launch(&Launch {
         module: "merge_tokens",
         kernel: kernel_of!("merge_tokens", kv.k.dtype()),
