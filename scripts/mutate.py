@@ -142,7 +142,9 @@ def write_table(path, results):
         "| --- | --- | --- | --- |",
     ]
     lines += [f"| {m['name']} | `{m['file']}` | {m['what']} | {caught} |" for m, caught in results]
-    Path(path).write_text("\n".join(lines) + "\n")
+    # What other commands have added stands behind it.
+    _, heading, rest = (Path(path).read_text() if Path(path).is_file() else "").partition("\n## ")
+    Path(path).write_text("\n".join(lines) + "\n" + heading + rest)
 
 
 def main():
