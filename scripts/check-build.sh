@@ -30,7 +30,7 @@ build() { # build NAME pass|fail TEXT [VARIABLE=VALUE...]: what the build must d
     echo "$name: $got"
   fi
 }
-built() { grep -q 'Checking packforcing' "$folder/said"; }
+built() { grep -qE '(Checking|Compiling) packforcing ' "$folder/said"; }
 
 stand_in "$folder/one/nvcc" 13.0
 stand_in "$folder/future/nvcc" 14.0
