@@ -18,6 +18,8 @@ rule "inline PTX outside kernels/device/ptx.cuh" \
 rule "a launch by <<<>>>" "$(kernel_files | xargs grep -n '<<<' || true)"
 rule "reference.rs imports more of the crate than dtypes" \
   "$(git ls-files 'src/ops/*/reference.rs' | xargs grep -nE '\b(crate|super)::' | grep -v 'crate::dtype' || true)"
+rule "candle's per-thread stream, which belongs to one thread" \
+  "$(git ls-files 'crates/*/src/*.rs' 'crates/*/examples/*.rs' | xargs grep -nE 'new_cuda\(' | grep -v '//[/!]' || true)"
 rule "something unfinished" \
   "$(git ls-files '*.rs' '*.cu' '*.cuh' '*.h' '*.cpp' | xargs grep -nE 'todo!\(|unimplemented!\(|#\[ignore|dbg!\(|FIXME' || true)"
 rule "a placeholder in the docs" "$(git ls-files '*.md' | xargs grep -nE '\b(TODO|TBD|FIXME)\b|^[A-Z]+_[A-Z]+$' || true)"

@@ -50,7 +50,7 @@ def copy_tree():
             to.write_bytes(data)
 
 
-def cargo(tests, *arguments, seconds, seeds=None):
+def cargo(tests, *arguments, seconds, seeds=None, arch=90):
     """Exit status (None after a timeout) and output of `cargo test` on these test files; with seeds, of the CUDA tests on a
     double of the driver instead."""
     command = ["cargo", "test", "--quiet", "-p", "packforcing"]
@@ -64,7 +64,7 @@ def cargo(tests, *arguments, seconds, seeds=None):
         PACKFORCING_REQUIRE="cpu,simt,golden",
     )
     if seeds is not None:
-        command = ["scripts/cuda-double.sh", "--seeds", str(seeds), "--", *tests]
+        command = ["scripts/cuda-double.sh", "--arch", str(arch), "--seeds", str(seeds), "--", *tests]
     process = subprocess.Popen(
         command, cwd=TREE, env=environment, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -77,9 +77,9 @@ def cargo(tests, *arguments, seconds, seeds=None):
         return None, process.communicate()[0]
 
 
-def verdict_on_double(tests):
+def verdict_on_double(tests, arch=90):
     """The same on a double of the driver, under as many seeds as it takes to be sure of an order of streams."""
-    status, output = cargo(tests, seconds=BUILD_SECONDS, seeds=6)
+    status, output = cargo(tests, seconds=BUILD_SECONDS, seeds=6, arch=arch)
     if status == 0:
         return None
     if "error: could not compile" in output or "error[E" in output:
@@ -120,7 +120,9 @@ def try_out(mutation):
         raise ValueError(f"the old text stands {text.count(mutation['old'])} times in {mutation['file']}, not once")
     path.write_text(text.replace(mutation["old"], mutation["new"]))
     try:
-        return (verdict_on_double if mutation.get("double") else verdict)(mutation["tests"])
+        if mutation.get("double"):
+            return verdict_on_double(mutation["tests"], mutation.get("arch", 90))
+        return verdict(mutation["tests"])
     finally:
         path.write_text(text)
 

@@ -2,6 +2,7 @@
 //! that it was built for is 12.0 or later.
 
 use std::ffi::c_void;
+use std::sync::OnceLock;
 
 use super::driver;
 use crate::device::tensor_map::Boxes;
@@ -33,7 +34,9 @@ const FILL_ZEROS: u32 = 0;
 
 /// A map of these boxes, for the current context's device.
 pub(super) fn make(boxes: &Boxes) -> Result<ffi::TensorMap, String> {
-    let encode: Encode = driver::symbol("cuTensorMapEncodeTiled").ok_or("the driver is older than CUDA 12.0")?;
+    static ENCODE: OnceLock<Option<Encode>> = OnceLock::new();
+    let found = ENCODE.get_or_init(|| driver::symbol("cuTensorMapEncodeTiled"));
+    let encode = found.ok_or("the driver is older than CUDA 12.0")?;
     let mut map = ffi::TensorMap { words: [0; 16] };
     let extents = boxes.extents.map(|n| n as u64);
     let strides = boxes.strides.map(|n| n as u64);
