@@ -48,6 +48,7 @@ def copy_tree():
         if not to.is_file() or to.read_bytes() != data:
             to.parent.mkdir(parents=True, exist_ok=True)
             to.write_bytes(data)
+            to.chmod((ROOT / name).stat().st_mode)
 
 
 def cargo(tests, *arguments, seconds, seeds=None, arch=90):
