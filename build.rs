@@ -61,6 +61,9 @@ fn main() {
     }
 }
 
+/// The images, and each file that there is none of, with the reason.
+type Compiled = (Vec<Image>, Vec<(String, String)>);
+
 struct Build {
     kernels: PathBuf,
     out: PathBuf,
@@ -117,8 +120,8 @@ impl Build {
         }
     }
 
-    /// The images, and each file that there is none of, with the reason.
-    fn compile_images(&self) -> Result<(Vec<Image>, Vec<(String, String)>)> {
+    /// Compiles every kernel file.
+    fn compile_images(&self) -> Result<Compiled> {
         // Whoever names architectures or a compiler means them: what is not understood ends the build.
         let archs = match env::var("PACKFORCING_CUDA_ARCHS") {
             Ok(text) => archs::parse(&text).unwrap_or_else(|reason| panic!("packforcing: {reason}")),
