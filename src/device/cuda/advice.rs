@@ -4,12 +4,12 @@
 pub(super) fn stays(code: u32) -> bool {
     matches!(
         code,
-        4 | 201 // the driver shuts down; a context that is gone
+        4 // the driver shuts down
         | 214 | 220 | 226 // uncorrectable memory, NVLink, a contained error
         | 700 | 702 | 709 | 710 | 714
             ..=719 | 721 // what a kernel did, or a context destroyed under it
         | 999
-    ) && code != 201
+    )
 }
 
 /// A sentence on the error of this number; none where the driver's own name says it all.
@@ -39,7 +39,7 @@ pub(super) fn of(code: u32) -> Option<&'static str> {
             "a forward-compatibility libcuda (cuda-compat) does not support this card: take it out of LD_LIBRARY_PATH, or \
              update the driver"
         }
-        805..=809 | 810 => {
+        805..=810 => {
             "the MPS server did not take this process: look at nvidia-cuda-mps-control, or unset CUDA_MPS_PIPE_DIRECTORY"
         }
         900 => "a stream is being captured, which forbids this call: make it before or after the capture",

@@ -103,7 +103,7 @@ fn loaded() -> Option<libloading::Library> {
     const RTLD_NOLOAD: std::ffi::c_int = 4;
     // SAFETY: nothing is loaded, so nothing runs.
     let open = |name: &&str| unsafe { Library::open(Some(*name), RTLD_NOW | RTLD_NOLOAD) }.ok();
-    LIBRARY.iter().find_map(|name| open(name)).map(Into::into)
+    LIBRARY.iter().find_map(open).map(Into::into)
 }
 
 #[cfg(windows)]

@@ -64,7 +64,7 @@ pub(super) fn attention(
     memory.extend(slot_bias.map(View::span));
     memory.extend(lse.map(ViewMut::span));
     let auto = kernel == Kernel::Auto;
-    if kernel != Kernel::Sm80 && !(auto && !sm90::suits(args, shape, device)) {
+    if kernel != Kernel::Sm80 && (!auto || sm90::suits(args, shape, device)) {
         match sm90::plan(kernel, args, shape, device) {
             Ok(plan) => return plan.launch(args, shape, device, &params, &memory),
             // All that is left to refuse it is the driver.
