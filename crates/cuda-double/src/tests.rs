@@ -145,10 +145,8 @@ fn only_what_the_card_runs_is_loaded_and_only_what_is_known_is_found() {
     assert_eq!(function("nobody's").0, 500, "foreign code has no SIMT build");
     let mut module = 0;
     // SAFETY: a text, as the manual allows.
-    assert_eq!(
-        unsafe { cuModuleLoadData(&raw mut module, c"no image".as_ptr().cast()) },
-        200
-    );
+    let loaded = unsafe { cuModuleLoadData(&raw mut module, c"no image".as_ptr().cast()) };
+    assert_eq!(loaded, 200);
 }
 
 #[test]
@@ -193,11 +191,8 @@ fn memory_has_ends_and_is_freed_once() {
     assert_eq!(download(x), Err(1));
     let mut address = 0;
     // SAFETY: a place for the address.
-    assert_eq!(
-        unsafe { cuMemAlloc_v2(&raw mut address, 2 << 20) },
-        2,
-        "more than the card has"
-    );
+    let allocated = unsafe { cuMemAlloc_v2(&raw mut address, 2 << 20) };
+    assert_eq!(allocated, 2, "more than the card has");
 
     // What is there when the context goes was never freed.
     let (mut faults, mut before, mut after) = (0, 0, 0);
@@ -254,10 +249,8 @@ fn pinned_memory_is_read_late_and_pageable_at_once() {
 
     let mut pageable = vec![3i32; N];
     // SAFETY: as many bytes.
-    assert_eq!(
-        unsafe { cuMemcpyHtoDAsync_v2(x, pageable.as_ptr().cast(), 4 * N, queue) },
-        0
-    );
+    let copied = unsafe { cuMemcpyHtoDAsync_v2(x, pageable.as_ptr().cast(), 4 * N, queue) };
+    assert_eq!(copied, 0);
     pageable.fill(4);
     assert_eq!(cuStreamSynchronize(queue), 0);
     assert_eq!(download(x).unwrap(), vec![3; N]);

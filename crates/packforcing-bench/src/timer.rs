@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_sample_is_as_long_as_the_plan_says() {
         let mut case = Case::new("sleep", &Device::cpu(), Work::bytes(1), usize::MAX, || {
-            let call = || {
+            let call = |_: crate::case::Results<'_>| {
                 std::thread::sleep(Duration::from_millis(1));
                 Ok(())
             };
