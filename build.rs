@@ -179,25 +179,26 @@ impl Build {
                 }
                 // A list without 90a leaves out what is for it alone, which is no fault.
                 Ok(None) if i >= shipped || stem(file).ends_with("_sm90") => {}
-                Ok(None) => missing.push((
-                    stem(file),
-                    format!(
-                        "PACKFORCING_CUDA_ARCHS={} has nothing that it is for",
-                        images::list(&archs)
-                    ),
-                )),
+                Ok(None) => missing.push((stem(file), images::nothing_for(&archs))),
                 Err(reason) => missing.push((stem(file), reason)),
             }
         }
         if !images.is_empty() {
             return Ok((images, missing));
         }
-        let reason = missing
-            .into_iter()
-            .next()
-            .map_or("there is no kernel file".into(), |(_, reason)| reason);
         // A list that no kernel is for asked for kernels all the same.
-        assert!(!reason.contains("PACKFORCING_CUDA_ARCHS"), "packforcing: {reason}");
+        let names: Vec<&str> = missing.iter().map(|(name, _)| name.as_str()).collect();
+        let for_none = missing
+            .iter()
+            .all(|(_, reason)| reason.contains("PACKFORCING_CUDA_ARCHS"));
+        assert!(
+            !for_none,
+            "packforcing: {}: no code of {}",
+            images::nothing_for(&archs),
+            names.join(", ")
+        );
+        let first = missing.into_iter().next();
+        let reason = first.map_or("there is no kernel file".into(), |(_, reason)| reason);
         Err(reason)
     }
 

@@ -186,6 +186,11 @@ pub fn list(archs: &[Arch]) -> String {
     archs.iter().map(Arch::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// That a list leaves a file out.
+pub fn nothing_for(archs: &[Arch]) -> String {
+    format!("PACKFORCING_CUDA_ARCHS={} has nothing that it is for", list(archs))
+}
+
 /// The names of a file's kernels: its lines `PF_KERNEL(name, ...`.
 pub fn entries(text: &str) -> Vec<String> {
     let lines = text.lines().filter_map(|line| line.strip_prefix("PF_KERNEL("));

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Type-checks packforcing-candle and packforcing-video with their feature `cuda` where there is no CUDA: candle's build wants
+# Type-checks packforcing-candle, packforcing-cli and packforcing-video with their feature `cuda` where there is no CUDA: candle's build wants
 # nvcc and spends minutes on kernels that a type check never runs. A stand-in for nvcc answers with a
 # version and writes empty files; nothing that is built here can run, so it has a folder of its own.
 #
@@ -29,4 +29,4 @@ NVCC
 chmod +x "$home/bin/nvcc"
 
 export PATH="$home/bin:$PATH" NVCC="$home/bin/nvcc" CUDA_HOME="$home" CUDA_COMPUTE_CAP=80
-cargo "${1:-check}" -p packforcing-candle -p packforcing-video --features packforcing-candle/cuda,packforcing-video/cuda --all-targets --target-dir target/candle-cuda "${@:2}"
+cargo "${1:-check}" -p packforcing-candle -p packforcing-cli -p packforcing-video --features packforcing-candle/cuda,packforcing-cli/cuda,packforcing-video/cuda --all-targets --target-dir target/candle-cuda "${@:2}"
