@@ -51,7 +51,7 @@ def copy_tree():
             to.chmod((ROOT / name).stat().st_mode)
 
 
-def cargo(tests, *arguments, seconds, seeds=None, arch=90):
+def cargo(tests, *arguments, seconds, seeds=None, arch=90, variables=()):
     """Exit status (None after a timeout) and output of `cargo test` on these test files; with seeds, of the CUDA tests on a
     double of the driver instead."""
     command = ["cargo", "test", "--quiet", "-p", "packforcing"]
@@ -64,6 +64,7 @@ def cargo(tests, *arguments, seconds, seeds=None, arch=90):
         CARGO_TERM_COLOR="never",
         PACKFORCING_REQUIRE="cpu,simt,golden",
     )
+    environment.update(variables)
     if seeds is not None:
         command = ["scripts/cuda-double.sh", "--arch", str(arch), "--seeds", str(seeds), "--", *tests]
     process = subprocess.Popen(
@@ -78,9 +79,9 @@ def cargo(tests, *arguments, seconds, seeds=None, arch=90):
         return None, process.communicate()[0]
 
 
-def verdict_on_double(tests, arch=90):
+def verdict_on_double(tests, arch=90, variables=()):
     """The same on a double of the driver, under as many seeds as it takes to be sure of an order of streams."""
-    status, output = cargo(tests, seconds=BUILD_SECONDS, seeds=6, arch=arch)
+    status, output = cargo(tests, seconds=BUILD_SECONDS, seeds=6, arch=arch, variables=variables)
     if status == 0:
         return None
     if "error: could not compile" in output or "error[E" in output:
@@ -122,7 +123,7 @@ def try_out(mutation):
     path.write_text(text.replace(mutation["old"], mutation["new"]))
     try:
         if mutation.get("double"):
-            return verdict_on_double(mutation["tests"], mutation.get("arch", 90))
+            return verdict_on_double(mutation["tests"], mutation.get("arch", 90), mutation.get("variables", {}))
         return verdict(mutation["tests"])
     finally:
         path.write_text(text)
