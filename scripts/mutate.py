@@ -86,7 +86,7 @@ def verdict_on_double(tests, arch=90, variables=()):
         return None
     if "error: could not compile" in output or "error[E" in output:
         raise ValueError("does not build:\n" + output[-3000:])
-    failed = re.findall(r"^test cuda \(double\)::(\w+)\s+\.\.\. FAILED", output, re.M)
+    failed = re.findall(r"^    cuda \(double\)::(\w+)$", output, re.M)
     found = re.findall(r"^cuda double \(seed \d+\): (.*)$", output, re.M)
     if status is None:
         return "the suite on the double hangs"

@@ -313,9 +313,9 @@ impl Device {
     ///
     /// What `work` returns, or [`Error::DeviceLost`].
     pub fn time(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        self.not_capturing("Device::time")?;
         #[cfg(feature = "cuda")]
         if let Backend::Cuda(cuda) = &self.0 {
-            self.not_capturing("Device::time")?;
             return cuda.time(work);
         }
         self.synchronize()?;
