@@ -10,5 +10,5 @@ cc -shared -fPIC -O2 -w -o "$folder/libcuda.so.1" -Wl,-soname,libcuda.so.1 bench
 ln -sfn libcuda.so.1 "$folder/libcuda.so"
 [ -n "${NVCC:-}" ] || NVCC=$(eval "$(scripts/cuda-toolkit.sh)" && command -v nvcc)
 export NVCC PACKFORCING_KERNELS=require
-cargo build --quiet --release -p packforcing-bench --bin host-time
-LD_LIBRARY_PATH=$folder target/release/host-time
+cargo build --quiet --release -p packforcing-bench --example host-time
+LD_LIBRARY_PATH=$folder target/release/examples/host-time
