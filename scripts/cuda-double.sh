@@ -6,10 +6,11 @@
 #   scripts/cuda-double.sh --arch 86 --seeds 3 -- graph # tests/graph.rs, on one of 8.6, under three seeds
 #   scripts/cuda-double.sh --driver 12.4                # with the functions of an older driver
 #   scripts/cuda-double.sh --build FOLDER               # the library alone, then: LD_LIBRARY_PATH=FOLDER program
+#   scripts/cuda-double.sh --alone                      # without the rest of the workspace: fewer crates, all built anew
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-arch=90 seeds=1 first=0 driver=13.0 build= filter="cuda (double)"
+arch=90 seeds=1 first=0 driver=13.0 build= filter="cuda (double)" packages=(--workspace)
 while [ $# -gt 0 ]; do
   case "$1" in
     --arch) arch=$2; shift ;;
@@ -18,8 +19,9 @@ while [ $# -gt 0 ]; do
     --driver) driver=$2; shift ;;
     --build) build=$2; shift ;;
     --filter) filter=$2; shift ;;
+    --alone) packages=(-p packforcing -p cuda-double) ;;
     --) shift; break ;;
-    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift
 done
@@ -32,8 +34,9 @@ if [ -z "${NVCC:-}" ]; then
 fi
 export NVCC PACKFORCING_KERNELS=require
 list=$target/cuda-double.jsonl
-cargo test --no-run -p packforcing --lib --tests --message-format=json-render-diagnostics >"$list"
-cargo build --quiet -p cuda-double
+# With the whole workspace selected, crates have the features that they have in `cargo test`, and are not built twice.
+cargo test --no-run "${packages[@]}" --lib --tests --message-format=json-render-diagnostics >"$list"
+cargo build --quiet "${packages[@]}" --features packforcing/cuda --lib
 
 # A folder of its own: cargo puts target/debug on the loader's path, where a libcuda.so would stand before a real one.
 folder=${build:-$target/cuda-double/$driver}
@@ -64,27 +67,34 @@ ln -sfn libcuda.so.1 "$folder/libcuda.so"
 [ -z "$build" ] || { echo "$folder/libcuda.so.1"; exit 0; }
 
 # One run: a test program under a seed. As many at a time as there are cores.
-run() { # run SEED NAME PROGRAM
+run() { # run SEED NAME PROGRAM FILTER
   local log=$folder/$2.$arch.$1.log code=0
   LD_LIBRARY_PATH=$folder CUDA_DOUBLE_ARCH=$arch CUDA_DOUBLE_DEVICES=2 CUDA_DOUBLE_SEED=$1 \
-    PACKFORCING_REQUIRE="cuda (double)" timeout 900 "$3" "$filter" >"$log" 2>&1 || code=$?
+    PACKFORCING_REQUIRE="cuda (double)" timeout 900 "$3" ${4:+"$4"} >"$log" 2>&1 || code=$?
   printf '%s, seed %s: %-16s %s\n' "$arch" "$1" "$2" "$(grep -h '^test result' "$log" | tail -n 1)"
   [ "$code" -eq 0 ] || { tail -n 40 "$log"; return 1; }
 }
 export -f run
-export folder arch filter
+export folder arch
 for seed in $(seq "$first" $((first + seeds - 1))); do
-  while IFS=$'\t' read -r name program; do
+  while IFS=$'\t' read -r name program of; do
     [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
-    printf '%s\0%s\0%s\0' "$seed" "$name" "$program"
+    printf '%s\0%s\0%s\0%s\0' "$seed" "$name" "$program" "$of"
   done < <(
-    python3 - "$list" <<'PY'
-import json, sys
-for line in open(sys.argv[1]):
+    # The suite's programs, by the filter; the double's own tests, of what the manual says, whole.
+    python3 - "$list" "$filter" "$PWD" <<'PY'
+import json, os, sys
+listed, which, root = sys.argv[1:]
+for line in open(listed):
     artifact = json.loads(line)
-    if artifact["reason"] == "compiler-artifact" and artifact["profile"]["test"] and artifact["executable"]:
-        unit = "lib" in artifact["target"]["kind"]
-        print("unit" if unit else artifact["target"]["name"], artifact["executable"], sep="\t")
+    if artifact["reason"] != "compiler-artifact" or not artifact["profile"]["test"] or not artifact["executable"]:
+        continue
+    folder = os.path.relpath(os.path.dirname(artifact["manifest_path"]), root)
+    unit = {"lib", "staticlib"} & set(artifact["target"]["kind"])
+    if folder == ".":
+        print("unit" if unit else artifact["target"]["name"], artifact["executable"], which, sep="\t")
+    elif folder == "crates/cuda-double":
+        print("double", artifact["executable"], "", sep="\t")
 PY
   )
-done | xargs -0 -r -n 3 -P "$(nproc)" bash -c 'run "$@"' run
+done | xargs -0 -r -n 4 -P "$(nproc)" bash -c 'run "$@"' run

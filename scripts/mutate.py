@@ -66,7 +66,7 @@ def cargo(tests, *arguments, seconds, seeds=None, arch=90, variables=()):
     )
     environment.update(variables)
     if seeds is not None:
-        command = ["scripts/cuda-double.sh", "--arch", str(arch), "--seeds", str(seeds), "--", *tests]
+        command = ["scripts/cuda-double.sh", "--alone", "--arch", str(arch), "--seeds", str(seeds), "--", *tests]
     process = subprocess.Popen(
         command, cwd=TREE, env=environment, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The kernels as C++ programs under g++'s sanitizers: every shipped kernel must pass, every planted bug
 # must be told of by whom kernels/simt/sanitize/planted.cpp names, and its correct twin by nobody.
-# About a minute on two cores. `scripts/sanitize.sh address` or `race` runs one half.
+# Some four minutes on two cores. `scripts/sanitize.sh address` or `race` runs one half.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -62,15 +62,16 @@ build() {
   "$cxx" $link -pthread -o "$out/planted" "$out"/planted*.cpp.o "${planted[@]}" "$out"/device-*.o
 }
 
-# outcome PROGRAM ARGUMENT: -, device, address, undefined or race; the report goes to target/sanitize/report.
+# outcome REPORT PROGRAM ARGUMENT: -, device, address, undefined or race; what it printed goes to REPORT.
 outcome() {
-  local code=0
-  "$@" >target/sanitize/report 2>&1 || code=$?
-  if grep -q 'ThreadSanitizer: data race' target/sanitize/report; then
+  local report=$1 code=0
+  shift
+  "$@" >"$report" 2>&1 || code=$?
+  if grep -q 'ThreadSanitizer: data race' "$report"; then
     echo race
-  elif grep -q 'ERROR: AddressSanitizer' target/sanitize/report; then
+  elif grep -q 'ERROR: AddressSanitizer' "$report"; then
     echo address
-  elif grep -q 'runtime error:' target/sanitize/report; then
+  elif grep -q 'runtime error:' "$report"; then
     echo undefined
   elif [ $code = 0 ]; then
     echo -
@@ -82,20 +83,19 @@ outcome() {
 }
 
 expect() { # expect WHO[,WHO] PROGRAM ARGUMENT
-  local want=$1 got
+  local want=$1 got report=target/sanitize/$half/report
   shift
-  got=$(outcome "$@")
+  got=$(outcome "$report" "$@")
   checked=$((checked + 1))
   if [[ ",$want," != *",$got,"* ]]; then
-    cat target/sanitize/report
+    cat "$report"
     echo "$* was told of by '$got', not by '$want' ($half)" >&2
     exit 1
   fi
 }
 
-for half in $halves; do
-  build "$half"
-  checked=0
+planted() { # planted HALF: every planted bug is told of, and its twin is not
+  local half=$1 checked=0 name address race
   while read -r name address race; do
     expect "${!half}" "target/sanitize/$half/planted" "planted_$name"
     expect - "target/sanitize/$half/planted" "planted_${name}_fixed"
@@ -108,5 +108,15 @@ for half in $halves; do
   done < <("target/sanitize/$half/planted")
   test $checked -gt 0
   echo "$half: $checked runs of planted kernels as expected"
-  "target/sanitize/$half/shipped"
+}
+
+shipped() { "target/sanitize/$1/shipped"; }
+
+# Programs of one thread each: the halves are built in turns, their runs go side by side.
+runs=()
+for half in $halves; do
+  build "$half"
+  shipped "$half" & runs+=($!)
+  planted "$half" & runs+=($!)
 done
+for run in "${runs[@]}"; do wait "$run"; done
