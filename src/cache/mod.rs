@@ -52,18 +52,27 @@
 //! are dropped, the query is turned by another angle instead (see [`crate::paging::Segment`]).
 
 mod block;
+mod builder;
+mod bytes;
 mod config;
 mod graph;
+mod layer;
+mod pass;
 mod pool;
 mod single;
+mod store;
 mod timeline;
 mod work;
 
 pub use crate::ops::match_tokens::{Destinations, Metric, Mode, SoftMatch};
 pub use crate::ops::merge_tokens::{MeanPool, Remainder};
-pub use block::{Block, Pass, Qkv};
-pub use config::{CacheBytes, Compression, Heads, PackConfig, PackConfigBuilder, Policy, Selection};
+pub use block::Block;
+pub use builder::PackConfigBuilder;
+pub use bytes::CacheBytes;
+pub use config::{Compression, Heads, PackConfig, Policy, Selection};
 pub use graph::BlockGraph;
+pub use layer::Qkv;
+pub use pass::Pass;
 pub use pool::{PagePool, Stream};
 pub use single::PackedKvCache;
 pub use timeline::Place;

@@ -4,14 +4,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::device::Device;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::paging::{KvPages, KvPagesMut, PageLists};
-use crate::tensor::Tensor;
 use crate::units::{Pages, Tokens};
 
-use super::block::{Block, rehearse};
-use super::config::{PackConfig, Policy};
+use super::config::PackConfig;
+use super::layer::rehearse;
+use super::store::Store;
 use super::timeline::{Freed, Place, Slot, Timeline};
 use super::work::Work;
 
@@ -31,56 +29,14 @@ pub(crate) struct Inner {
     state: Mutex<State>,
 }
 
-/// Keys and values of every layer.
-pub(crate) struct Store {
-    /// [layers, pages, kv_heads, page_tokens, dim]
-    k: Tensor,
-    v: Tensor,
-    /// Log sizes of merged tokens, of every layer or one for all. [1 or layers, pages, kv_heads, page_tokens]
-    slot_bias: Option<Tensor>,
-}
-
-/// What the streams of a pool share.
+/// What the streams of a pool share: the memory, and who holds which of it.
 pub(crate) struct State {
     pub store: Store,
-    /// Sums of a compressed block's keys. f32 [layers, slots, kv_heads, dim]
-    pub key_sums: Tensor,
-    /// Pages of every compressed block.
-    pub slot_pages: PageLists,
     pages: Counted,
     rows: Counted,
     /// Away while a block is under way.
     work: Option<Box<Work>>,
     work_bytes: usize,
-}
-
-impl Store {
-    /// One layer's pages, for reading.
-    pub fn layer(&self, layer: usize) -> Result<KvPages<'_>> {
-        Ok(KvPages {
-            k: self.k.view().select(0, layer)?,
-            v: self.v.view().select(0, layer)?,
-            slot_bias: match &self.slot_bias {
-                Some(bias) => Some(bias.view().select(0, layer.min(bias.view().shape()[0] - 1))?),
-                None => None,
-            },
-        })
-    }
-
-    /// One layer's pages, for writing.
-    pub fn layer_mut(&mut self, layer: usize) -> Result<KvPagesMut<'_>> {
-        Ok(KvPagesMut {
-            k: self.k.view_mut().select(0, layer)?,
-            v: self.v.view_mut().select(0, layer)?,
-            slot_bias: match &mut self.slot_bias {
-                Some(bias) => {
-                    let own = layer.min(bias.view().shape()[0] - 1);
-                    Some(bias.view_mut().select(0, own)?)
-                }
-                None => None,
-            },
-        })
-    }
 }
 
 /// Pages, or slot rows: who is free, and how many owners the others have.
@@ -216,30 +172,16 @@ impl PagePool {
     /// blocks), named by the op that refuses it; [`Error::OutOfMemory`], or another error of the
     /// device.
     pub fn new(device: &Device, config: &PackConfig) -> Result<PagePool> {
-        let pages = config.pool_pages().0;
-        let heads = config.heads;
-        let slots = config.slots_per_stream() * config.streams;
-        let kv = [config.layers, pages, heads.kv, config.page_tokens, heads.dim];
-        let slot_bias = config
-            .slot_bias()
-            .then(|| Tensor::zeros(device, DType::F32, &[config.bias_layers(), kv[1], kv[2], kv[3]]))
-            .transpose()?;
         let mut work = Box::new(Work::new(device, config)?);
-        let mut state = State {
-            store: Store {
-                k: Tensor::zeros(device, config.dtype, &kv)?,
-                v: Tensor::zeros(device, config.dtype, &kv)?,
-                slot_bias,
-            },
-            key_sums: Tensor::zeros(device, DType::F32, &[config.layers, slots, heads.kv, heads.dim])?,
-            slot_pages: PageLists::new(device, pages, slots, config.mid_pages().0)?,
-            pages: Counted::new(pages),
-            rows: Counted::new(slots),
+        let mut store = Store::new(device, config)?;
+        rehearse(device, config, &mut work, &mut store)?;
+        let state = State {
+            store,
+            pages: Counted::new(config.pool_pages().0),
+            rows: Counted::new(config.slots_per_stream() * config.streams),
             work_bytes: work.bytes(),
-            work: None,
+            work: Some(work),
         };
-        rehearse(device, config, &mut work, &mut state)?;
-        state.work = Some(work);
         Ok(PagePool(Arc::new(Inner {
             device: device.clone(),
             config: config.clone(),
@@ -260,30 +202,6 @@ impl PagePool {
         })
     }
 
-    /// Begins the next block of one or several streams, which are then one batch: takes the pages
-    /// that the block and its commit need, and uploads the tables.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::PoolFull`], streams of another pool, more streams than the pool was made for, a
-    /// block of this pool that is still under way, [`Error::DeviceLost`]. Nothing has changed then.
-    pub fn begin<'a>(&self, streams: impl IntoIterator<Item = &'a mut Stream>) -> Result<Block<'a>> {
-        self.begin_with(streams, self.0.config.policy)
-    }
-
-    /// As [`PagePool::begin`], with another policy for this block.
-    ///
-    /// # Errors
-    ///
-    /// As [`PagePool::begin`].
-    pub fn begin_with<'a>(
-        &self,
-        streams: impl IntoIterator<Item = &'a mut Stream>,
-        policy: Policy,
-    ) -> Result<Block<'a>> {
-        Block::begin(&self.0, streams.into_iter().collect(), policy)
-    }
-
     /// What it was made of.
     pub fn config(&self) -> &PackConfig {
         &self.0.config
@@ -297,15 +215,7 @@ impl PagePool {
     /// Bytes of device memory that it has reserved: what [`PackConfig::bytes`] told.
     pub fn bytes(&self) -> usize {
         let state = self.0.state();
-        let store = &state.store;
-        let tensors = [
-            Some(&store.k),
-            Some(&store.v),
-            store.slot_bias.as_ref(),
-            Some(&state.key_sums),
-        ];
-        let tables = state.slot_pages.bytes() + state.work_bytes;
-        tensors.into_iter().flatten().map(Tensor::bytes).sum::<usize>() + tables
+        state.store.bytes() + state.work_bytes
     }
 
     /// Pages that no stream holds.

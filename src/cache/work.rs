@@ -44,37 +44,6 @@ pub(crate) struct Work {
     pub matching: Option<Matching>,
 }
 
-/// Bytes of [`Work`] and of the pool's own tables. Wide, so that a configuration can be refused by it
-/// that is too large to count in a word; its pages must have been found to fit.
-pub(crate) fn bytes(config: &PackConfig) -> u128 {
-    let product = |factors: &[usize]| factors.iter().map(|&n| n as u128).product::<u128>();
-    let (streams, heads) = (config.streams, config.heads);
-    let slots = config.slots_per_stream();
-    let slot_pages = product(&[slots, streams, config.mid_pages().0, 4]);
-    let key_sums = product(&[config.layers, slots, streams, heads.kv, heads.dim, 4]);
-    let slot_bias = product(&[
-        config.bias_layers(),
-        config.pool_pages().0,
-        heads.kv,
-        config.page_tokens,
-        4,
-    ]);
-    let context = |(segments, pages): (usize, usize)| {
-        product(&[streams, segments * size_of::<crate::ffi::Segment>() + pages * 4 + 4])
-    };
-    let tensors: u128 = shapes(config)
-        .iter()
-        .map(|(dtype, shape)| dtype.bytes() as u128 * product(shape))
-        .sum();
-    let lists = product(&[streams, config.block_pages().0 + config.mid_pages().0, 4]);
-    let contexts = context(config.draft_capacity()) + choices(config) as u128 * context(config.context_capacity());
-    let matching = match config.compression {
-        Compression::Match { how, .. } => Matching::wide_bytes_of(how, config.block, &config.rope, (streams, heads.kv)),
-        _ => 0,
-    };
-    slot_pages + key_sums + slot_bias + tensors + lists + contexts + matching
-}
-
 /// How many choices of blocks a pass makes.
 pub(crate) fn choices(config: &PackConfig) -> usize {
     match config.selection {
@@ -84,7 +53,7 @@ pub(crate) fn choices(config: &PackConfig) -> usize {
 }
 
 /// The tensors of [`Work`], in the order of its fields.
-fn shapes(c: &PackConfig) -> [(DType, Vec<usize>); 9] {
+pub(crate) fn shapes(c: &PackConfig) -> [(DType, Vec<usize>); 9] {
     let (streams, archive, heads) = (c.streams, c.archive.0, c.heads);
     [
         (DType::I32, vec![streams]),

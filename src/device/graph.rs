@@ -106,7 +106,7 @@ impl Capture<'_> {
             #[cfg(feature = "cuda")]
             Backend::Cuda(cuda) => {
                 let (graph, kept) = cuda.end_capture()?;
-                Ok((Launches::Cuda(graph), kept))
+                Ok((Launches::Cuda(graph), kept.into_iter().map(Memory::Cuda).collect()))
             }
         }
     }

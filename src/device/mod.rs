@@ -4,6 +4,8 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 mod graph;
+mod kind;
+mod launch;
 mod memory;
 #[cfg(feature = "simt")]
 mod simt;
@@ -16,88 +18,18 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytemuck::Pod;
-
+pub(crate) use launch::{KernelParams, Launch, Span};
 use memory::HostMemory;
 pub(crate) use memory::Memory;
 
 use crate::error::{Error, Result};
 
 #[cfg(feature = "cuda")]
+pub(crate) use cuda::Order;
+#[cfg(feature = "cuda")]
 pub use cuda::{CudaDevice, ImageInfo};
 pub use graph::Graph;
-
-/// Which of the three kinds a [`Device`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DeviceKind {
-    /// Threads and vector instructions of this machine.
-    Cpu,
-    /// The CUDA kernels' source, compiled for the CPU: a test device, slow and strict.
-    Simt,
-    /// An NVIDIA GPU.
-    Cuda,
-    /// The path to an NVIDIA GPU with a double of the driver at its end, which runs the kernels on the CPU: for tests. It
-    /// gives no times that mean something.
-    CudaDouble,
-}
-
-impl DeviceKind {
-    /// The name in lower case.
-    pub const fn name(self) -> &'static str {
-        match self {
-            DeviceKind::Cpu => "cpu",
-            DeviceKind::Simt => "simt",
-            DeviceKind::Cuda => "cuda",
-            DeviceKind::CudaDouble => "cuda (double)",
-        }
-    }
-
-    /// Whether work goes to a CUDA driver, or to its double.
-    pub const fn is_cuda(self) -> bool {
-        matches!(self, DeviceKind::Cuda | DeviceKind::CudaDouble)
-    }
-}
-
-/// Which cards the SIMT device stands for: it decides which kernels are chosen.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum SimtCard {
-    /// Compute capability 8.0 (A100): kernels that every card takes.
-    #[default]
-    Sm80,
-    /// Compute capability 9.0 (H100, H200): its own kernels where there are some.
-    Sm90,
-}
-
-/// How the SIMT device schedules. The defaults shuffle everything by seed 0.
-#[derive(Debug, Clone, Default)]
-pub struct SimtOptions {
-    /// The card that it stands for.
-    pub card: SimtCard,
-    /// Decides the order of threads and blocks and when asynchronous copies land.
-    pub seed: u64,
-    /// When asynchronous copies land.
-    pub copies: AsyncCopies,
-    /// Threads and blocks in their order, for stepping through a kernel.
-    pub in_order: bool,
-    /// Threads of the operating system that blocks are spread over; 0: one a core.
-    pub threads: usize,
-    /// Faults are reported by the next call that waits instead of the launch, as a card does.
-    pub deferred_faults: bool,
-    /// The launch of this number (from 0) fails, to test what stands on the device.
-    pub fail_launch: Option<u64>,
-}
-
-/// When the SIMT device lets an asynchronous copy land. Until then its destination is NaN.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum AsyncCopies {
-    /// As late as the waits allow: a wait too few shows.
-    #[default]
-    Late,
-    /// At once.
-    Early,
-    /// In between, by seed.
-    Random,
-}
+pub use kind::{AsyncCopies, DeviceKind, SimtCard, SimtOptions};
 
 /// A device that is not there, and why.
 #[derive(Debug, Clone)]
@@ -119,43 +51,6 @@ enum Backend {
     Simt(Arc<simt::Simt>),
     #[cfg(feature = "cuda")]
     Cuda(Arc<CudaDevice>),
-}
-
-/// Memory that a launch may touch.
-#[cfg_attr(
-    not(feature = "simt"),
-    expect(dead_code, reason = "the SIMT device is who looks at it")
-)]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Span {
-    pub address: u64,
-    pub bytes: u64,
-    pub writable: bool,
-}
-
-/// An argument struct of `kernels/params.h`.
-pub(crate) trait KernelParams: Pod {}
-
-/// One kernel launch, the same for CUDA and SIMT.
-#[cfg_attr(
-    not(all(feature = "simt", feature = "cuda")),
-    expect(dead_code, reason = "each of the two reads a part of it")
-)]
-pub(crate) struct Launch<'a, P> {
-    /// The kernel file's stem.
-    pub module: &'static str,
-    /// The entry point.
-    pub kernel: &'static str,
-    /// Blocks along x, y, z.
-    pub grid: [usize; 3],
-    /// Threads a block.
-    pub threads: usize,
-    /// Dynamic shared memory in bytes.
-    pub shared: usize,
-    /// The argument struct.
-    pub params: &'a P,
-    /// Every piece of global memory that the kernel may touch.
-    pub memory: &'a [Span],
 }
 
 impl Device {
@@ -411,7 +306,10 @@ impl Device {
             #[cfg(feature = "simt")]
             Backend::Simt(simt) => simt.keep(memory),
             #[cfg(feature = "cuda")]
-            Backend::Cuda(cuda) => cuda.keep(memory),
+            Backend::Cuda(cuda) => match memory {
+                Memory::Cuda(memory) => cuda.keep(memory).map(Memory::Cuda),
+                host => Some(host),
+            },
         }
     }
 
@@ -511,22 +409,3 @@ impl fmt::Debug for Device {
         write!(f, "Device({self})")
     }
 }
-
-macro_rules! kernel_params {
-    ($($t:ident),*) => {$( impl KernelParams for crate::ffi::$t {} )*};
-}
-kernel_params!(
-    AttentionParams,
-    AttentionSm90Params,
-    MergeStatesParams,
-    AppendKvParams,
-    MergeTokensParams,
-    MatchTokensParams,
-    UnmergeTokensParams,
-    SumTokensParams,
-    SumKeysParams,
-    ScoreBlocksParams,
-    SelectBlocksParams,
-    DenoiseStepParams,
-    GuidanceParams
-);

@@ -5,7 +5,9 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use super::{AsyncCopies, KernelParams, Launch, Memory, SimtOptions, Span};
+use super::kind::{AsyncCopies, SimtOptions};
+use super::launch::{KernelParams, Launch, Span};
+use super::memory::Memory;
 use crate::error::{Error, Result};
 
 pub(crate) struct Simt {

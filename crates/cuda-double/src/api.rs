@@ -8,7 +8,6 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
-use crate::capture::{Exec, Mode};
 use crate::card::{Failure, Settings};
 use crate::codes::{Code, Result};
 use crate::driver::{Context, Driver, Event, Function, Guard, LEGACY, Module, Recorded, World};
@@ -16,7 +15,7 @@ use crate::images::{self, Image, Loaded};
 use crate::memory::State;
 use crate::simt::{self, Launch, Params};
 use crate::tensor_map::Tiled;
-use crate::work::{Action, Handle, Source};
+use crate::work::{Action, Exec, Handle, Mode, Source};
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
 

@@ -1,42 +1,11 @@
-//! Captures of streams, and the graphs that they become.
+//! What the manual allows in a capture, and how one becomes a graph.
 
 use std::collections::HashMap;
-use std::thread::{self, ThreadId};
+use std::thread;
 
 use crate::codes::{Code, Result};
 use crate::driver::{Recorded, World};
-use crate::work::{Action, Handle, Node};
-
-/// `CUstreamCaptureMode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    Global,
-    ThreadLocal,
-    Relaxed,
-}
-
-pub struct Capture {
-    mode: Mode,
-    thread: ThreadId,
-    /// Where it began and where it ends.
-    origin: Handle,
-    invalid: bool,
-    nodes: Vec<Node>,
-    /// What the next node of each stream in it comes after.
-    tails: HashMap<Handle, Vec<usize>>,
-    /// The same of each event that was recorded in it.
-    events: HashMap<Handle, Vec<usize>>,
-}
-
-pub struct Graph {
-    pub nodes: Vec<Node>,
-}
-
-pub struct Exec {
-    pub nodes: Vec<Node>,
-    /// Its newest launch: launches of one graph follow each other.
-    pub last: u64,
-}
+use crate::work::{Action, Capture, Graph, Handle, Mode, Node};
 
 impl World {
     /// The capture that a stream is in; an error where that one is broken already.

@@ -9,14 +9,13 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
-use crate::capture::{Capture, Exec, Graph};
 use crate::card::Settings;
 use crate::codes::{Code, Result};
 use crate::images::{Image, Loaded};
 use crate::memory::{Memory, State};
 use crate::random::Random;
 use crate::simt::Kernel;
-use crate::work::{Action, Handle, Node, Queue, Source, Task, Work};
+use crate::work::{Action, Capture, Exec, Graph, Handle, Node, Queue, Source, Task, Work};
 
 /// `CU_STREAM_LEGACY` (0 means it too) and `CU_STREAM_PER_THREAD`.
 pub const LEGACY: Handle = 1;

@@ -1,6 +1,7 @@
-//! What streams are given to do.
+//! What streams are given to do, and what captures take down of it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::thread::ThreadId;
 
 use crate::simt::Launch;
 
@@ -51,6 +52,40 @@ pub enum Action {
 pub struct Node {
     pub action: Action,
     pub after: Vec<usize>,
+}
+
+/// `CUstreamCaptureMode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Global,
+    ThreadLocal,
+    Relaxed,
+}
+
+/// Work that a stream takes down instead of doing it.
+pub struct Capture {
+    pub mode: Mode,
+    pub thread: ThreadId,
+    /// Where it began and where it ends.
+    pub origin: Handle,
+    pub invalid: bool,
+    pub nodes: Vec<Node>,
+    /// What the next node of each stream in it comes after.
+    pub tails: HashMap<Handle, Vec<usize>>,
+    /// The same of each event that was recorded in it.
+    pub events: HashMap<Handle, Vec<usize>>,
+}
+
+/// What a capture took down.
+pub struct Graph {
+    pub nodes: Vec<Node>,
+}
+
+/// A graph made ready to be launched.
+pub struct Exec {
+    pub nodes: Vec<Node>,
+    /// Its newest launch: launches of one graph follow each other.
+    pub last: u64,
 }
 
 pub enum Work {

@@ -2,8 +2,7 @@
 
 use packforcing::Device;
 
-use crate::error::Result;
-use crate::views::refused;
+use crate::error::{Result, refused};
 
 /// Packforcing's device for candle's: the CPU, or the GPU **on candle's stream**, so that work of the
 /// two is in one order. Make it once and keep it: on a GPU this loads the kernels.

@@ -25,6 +25,21 @@ impl std::fmt::Debug for Error {
     }
 }
 
+/// An argument that is not taken, in packforcing's words.
+pub(crate) fn refused(
+    op: &'static str,
+    argument: &'static str,
+    expected: impl Into<String>,
+    got: impl Into<String>,
+) -> packforcing::Error {
+    packforcing::Error::Argument {
+        op,
+        argument,
+        expected: expected.into(),
+        got: got.into(),
+    }
+}
+
 impl From<Error> for candle_core::Error {
     /// Candle's own errors come out as they went in. Packforcing's are carried whole: the `wrapped`
     /// of a `WrappedContext`.

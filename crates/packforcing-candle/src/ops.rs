@@ -9,8 +9,8 @@ use packforcing::paging::{Context, KvPages};
 use packforcing::{Device, Rope3d};
 
 use crate::cache::outputs;
-use crate::error::Result;
-use crate::views::{Named, refused, with_lists, with_views};
+use crate::error::{Result, refused};
+use crate::views::{Named, with_lists, with_views};
 
 /// A page pool of one's own in candle tensors.
 #[derive(Debug, Clone, Copy)]

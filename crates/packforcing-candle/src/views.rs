@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, Storage, StorageR
 use packforcing::{Device, View, ViewMut};
 
 use crate::convert::dtype;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refused};
 
 /// A tensor and what errors call it.
 pub type Named<'a> = (&'static str, &'a Tensor);
@@ -342,18 +342,4 @@ impl<F: FnOnce(ViewMut<'_>) -> Result<()>> InplaceOp1 for Opened<'_, F> {
 /// Tells tensors of one storage: its address behind the lock, which clones and parts share.
 fn storage_key(tensor: &Tensor) -> usize {
     std::ptr::from_ref::<Storage>(&tensor.storage_and_layout().0).addr()
-}
-
-pub(crate) fn refused(
-    op: &'static str,
-    argument: &'static str,
-    expected: impl Into<String>,
-    got: impl Into<String>,
-) -> packforcing::Error {
-    packforcing::Error::Argument {
-        op,
-        argument,
-        expected: expected.into(),
-        got: got.into(),
-    }
 }

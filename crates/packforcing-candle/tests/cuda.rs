@@ -1,5 +1,5 @@
 //! The same on a GPU: candle's memory on candle's stream. Runs with `--features cuda` only, and fails
-//! where no GPU is.
+//! where neither a GPU nor a double of its driver is (`scripts/candle-double.sh`).
 mod common;
 
 use candle_core::cuda::CudaStorageSlice;
@@ -7,7 +7,8 @@ use candle_core::{DType, Device, IndexOp, Storage, Tensor};
 use common::{Rng, numbers, refused};
 use packforcing::cache::{Heads, PackConfig, PackedKvCache};
 use packforcing::cudarc::driver::DevicePtr;
-use packforcing::{Blocks, Grid};
+use packforcing::ops::merge_states::{State, merge_states};
+use packforcing::{Blocks, DeviceKind, Grid};
 use packforcing_candle::{attend, device, with_views};
 
 fn gpu() -> Device {
@@ -59,8 +60,116 @@ fn views_lie_in_candles_memory() {
     })
     .expect("a write");
     // Candle reads behind it, on the same stream.
-    let sum = row.sum_all().and_then(|s| s.to_scalar::<f32>()).expect("a sum");
-    assert_eq!(sum, 35.0);
+    assert_eq!(row.to_vec1::<f32>().expect("numbers"), [7.0; 5]);
+}
+
+/// Attention results of two rows, and where they are merged into: all there before a capture.
+struct Halves {
+    parts: [Tensor; 4],
+    merged: [Tensor; 2],
+}
+
+impl Halves {
+    fn new(on: &Device, seed: u64) -> Halves {
+        let mut rng = Rng(seed);
+        let mut random = |shape: &[usize]| rng.tensor(DType::F32, shape).to_device(on).expect("a copy");
+        Halves {
+            parts: [
+                random(&[2, 3, 64]),
+                random(&[2, 3]),
+                random(&[2, 3, 64]),
+                random(&[2, 3]),
+            ],
+            merged: [random(&[2, 3, 64]), random(&[2, 3])],
+        }
+    }
+
+    fn merge(&self, on: &packforcing::Device) -> packforcing_candle::Result<()> {
+        let [a, a_lse, b, b_lse] = &self.parts;
+        let [out, lse] = &self.merged;
+        with_views(
+            on,
+            "merge",
+            [("a", a), ("a_lse", a_lse), ("b", b), ("b_lse", b_lse)],
+            [("out", out), ("lse", lse)],
+            |[a, a_lse, b, b_lse], [mut out, mut lse]| {
+                let (a, b) = (State { out: a, lse: a_lse }, State { out: b, lse: b_lse });
+                merge_states(&a, &b, &mut out, &mut lse)
+            },
+        )
+    }
+
+    fn numbers(&self) -> [Vec<f32>; 2] {
+        let copied = |tensor: &Tensor| numbers(&tensor.to_device(&Device::Cpu).expect("a copy"));
+        [copied(&self.merged[0]), copied(&self.merged[1])]
+    }
+}
+
+#[test]
+fn work_on_candles_tensors_is_captured_and_replayed() {
+    let candle = gpu();
+    let cuda = candle.as_cuda_device().expect("a CUDA device");
+    // SAFETY: this thread alone uses the context's streams, one at a time.
+    unsafe { cuda.disable_event_tracking() };
+    let on = device(&candle).expect("a device");
+    let halves = Halves::new(&candle, 5);
+    halves.merge(&on).expect("a merge");
+    let expected = halves.numbers();
+
+    let graph = on.capture(|| halves.merge(&on)).expect("a capture");
+    with_views(&on, "clear", [], [("lse", &halves.merged[1])], |[], [mut lse]| {
+        lse.copy_from_slice(&[0f32; 6])
+    })
+    .expect("a write");
+    assert_ne!(
+        halves.numbers(),
+        expected,
+        "nothing ran while it was captured, and the LSE is cleared"
+    );
+    graph.launch().expect("a replay");
+    assert_eq!(halves.numbers(), expected);
+}
+
+#[test]
+fn a_capture_beside_candles_event_tracking_is_refused() {
+    let candle = gpu();
+    let on = device(&candle).expect("a device");
+    let halves = Halves::new(&candle, 6);
+    halves.merge(&on).expect("a merge");
+    let refused = on.capture(|| halves.merge(&on)).err().expect("a refusal").to_string();
+    assert!(
+        refused.contains("CudaDevice::disable_event_tracking (candle)"),
+        "{refused}"
+    );
+    halves.merge(&on).expect("a merge after it");
+}
+
+/// A double of the driver has no kernels but packforcing's own.
+#[test]
+fn a_kernel_of_candles_own() {
+    let candle = gpu();
+    let on = device(&candle).expect("a device");
+    let x = Rng(7).tensor(DType::F32, &[4]).to_device(&candle).expect("a copy");
+    let sum = &x + &x;
+    match on.kind() {
+        DeviceKind::CudaDouble => {
+            let refused = sum.expect_err("no kernel of candle's").to_string();
+            assert!(refused.contains("NOT_FOUND"), "{refused}");
+        }
+        _ => {
+            let twice: Vec<f32> = numbers(&x.to_device(&Device::Cpu).expect("a copy"))
+                .iter()
+                .map(|x| 2.0 * x)
+                .collect();
+            assert_eq!(
+                numbers(&sum.expect("a sum").to_device(&Device::Cpu).expect("a copy")),
+                twice
+            );
+        }
+    }
+    // What follows is as if nothing had been asked.
+    let halves = Halves::new(&candle, 8);
+    halves.merge(&on).expect("a merge");
 }
 
 #[test]

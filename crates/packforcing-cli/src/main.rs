@@ -8,8 +8,8 @@ mod evaluate;
 mod media;
 mod output;
 mod pack;
+mod process;
 mod progress;
-mod report;
 mod sample;
 mod train;
 

@@ -7,8 +7,7 @@ use cudarc::driver::{self, result, sys};
 
 use super::images::IMAGES;
 use super::thread::Thread;
-use super::{Capture, CudaDevice, bind_anyway};
-use crate::device::memory::Memory;
+use super::{Capture, CudaDevice, CudaMemory, bind_anyway};
 use crate::error::{Error, Result};
 
 const OP: &str = "Device::capture";
@@ -64,7 +63,7 @@ impl CudaDevice {
     }
 
     /// The graph, and what was dropped while it was captured, which it may work on.
-    pub(in crate::device) fn end_capture(&self) -> Result<(CudaGraph, Vec<Memory>)> {
+    pub(in crate::device) fn end_capture(&self) -> Result<(CudaGraph, Vec<CudaMemory>)> {
         let flags = sys::CUgraphInstantiate_flags(0);
         let ended = self.stream.end_capture(flags);
         if ended.is_err() {

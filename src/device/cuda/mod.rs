@@ -15,10 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUresult, CUstream};
-use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice,
-    DriverError, SyncOnDrop, result, sys,
-};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result, sys};
 
 pub(crate) use graph::CudaGraph;
 use images::{IMAGES, Image, NO_IMAGES};
@@ -26,13 +23,11 @@ use kernels::Kernels;
 use staging::Staging;
 use thread::Thread;
 
-use super::memory::Memory;
+use super::kind::DeviceKind;
+use super::launch::{KernelParams, Launch};
 use super::tensor_map::Boxes;
-use super::{Device, DeviceKind, KernelParams, Launch};
-use crate::dtype::Element;
 use crate::error::{Advice, Error, Result};
 use crate::ffi;
-use crate::tensor::{GuardedBorrow, View, ViewMut};
 
 /// What the kernels need: `cp.async`, bfloat16 arithmetic.
 const CAPABILITY: (i32, i32) = (8, 0);
@@ -79,7 +74,7 @@ pub struct ImageInfo {
 struct Capture {
     thread: Thread,
     /// What was dropped meanwhile: freeing it would break the capture, or free what the graph works on.
-    kept: Vec<Memory>,
+    kept: Vec<CudaMemory>,
 }
 
 /// Memory of a GPU, freed in the order of its stream.
@@ -471,7 +466,7 @@ impl CudaDevice {
     }
 
     /// Takes memory that is dropped while a capture is under way, and gives it back where none is.
-    pub(super) fn keep(&self, memory: Memory) -> Option<Memory> {
+    pub(super) fn keep(&self, memory: CudaMemory) -> Option<CudaMemory> {
         if !self.capturing.load(Ordering::Acquire) {
             return Some(memory);
         }
@@ -501,7 +496,7 @@ impl CudaDevice {
 
     /// How work on a slice of stream `other` is ordered with this device's. Another context object
     /// that tracks events would not learn of what this device does, even on the same stream.
-    fn order(&self, other: &CudaStream) -> Order {
+    pub(crate) fn order(&self, other: &CudaStream) -> Order {
         let (own, theirs) = (self.context(), other.context());
         let same = own.cu_ctx() == theirs.cu_ctx() && self.stream.cu_stream() == other.cu_stream();
         let shared = Arc::ptr_eq(own, theirs);
@@ -512,6 +507,15 @@ impl CudaDevice {
             _ => Order::None,
         }
     }
+}
+
+/// How work of a stream is ordered with a device's.
+pub(crate) enum Order {
+    /// By the stream, which is the device's.
+    Stream,
+    /// By the events of each slice that has some.
+    Events,
+    None,
 }
 
 fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
@@ -553,85 +557,3 @@ impl fmt::Display for CudaDevice {
         write!(f, "{kind}:{ordinal} ({}, {major}.{minor})", self.name)
     }
 }
-
-impl GuardedBorrow for SyncOnDrop<'_> {}
-
-/// How work of a stream is ordered with a device's.
-enum Order {
-    /// By the stream, which is the device's.
-    Stream,
-    /// By the events of each slice that has some.
-    Events,
-    None,
-}
-
-/// cudarc's slices and views as tensors.
-macro_rules! from_cuda {
-    ($(#[$doc:meta])* $name:ident, $owner:ident, $slice:ty, $ptr:ident, $borrow:ty) => {
-        impl<'a> $owner<'a> {
-            $(#[$doc])*
-            ///
-            /// # Errors
-            ///
-            /// A device that is not CUDA; a shape of another size; memory whose use cudarc could not
-            /// order. It can where stream and device share one `CudaContext` object, and the stream
-            /// is the device's or the context manages the synchronization of its streams; and on
-            /// the device's stream in another context object, if that one does not manage it.
-            pub fn $name<T: Element + DeviceRepr>(
-                device: &'a Device,
-                data: $borrow,
-                shape: &[usize],
-            ) -> Result<$owner<'a>> {
-                const OP: &str = concat!(stringify!($owner), "::", stringify!($name));
-                let cuda = device.as_cuda().ok_or_else(|| {
-                    Error::argument(OP, "device", "a cuda device", device.to_string())
-                })?;
-                let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-                if elements != Some(data.len()) {
-                    return Err(Error::argument(
-                        OP,
-                        "shape",
-                        format!("{} elements", data.len()),
-                        format!("{shape:?}"),
-                    ));
-                }
-                let stranger = || {
-                    Error::argument(
-                        OP,
-                        "data",
-                        "memory of the device's stream (or of a stream of the same CudaContext, with its events)",
-                        "memory of another stream",
-                    )
-                };
-                let by_events = match cuda.order(data.stream()) {
-                    Order::Stream => false,
-                    Order::Events => true,
-                    Order::None => return Err(stranger()),
-                };
-                let (address, sync) = data.$ptr(cuda.stream());
-                // A slice that was made while the context tracked no events has none.
-                if by_events && !matches!(sync, SyncOnDrop::Record(Some(_))) {
-                    return Err(stranger());
-                }
-                $owner::guarded(OP, device, address, T::DTYPE, shape, Arc::new(sync))
-            }
-        }
-    };
-}
-
-from_cuda!(
-    /// A slice that cudarc owns, dense, in the order of the device's stream.
-    from_cuda_slice, View, CudaSlice<T>, device_ptr, &'a CudaSlice<T>
-);
-from_cuda!(
-    /// A part of a slice that cudarc owns, dense, in the order of the device's stream.
-    from_cuda_view, View, CudaView<'a, T>, device_ptr, &'a CudaView<'a, T>
-);
-from_cuda!(
-    /// A slice that cudarc owns, dense, in the order of the device's stream.
-    from_cuda_slice, ViewMut, CudaSlice<T>, device_ptr_mut, &'a mut CudaSlice<T>
-);
-from_cuda!(
-    /// A part of a slice that cudarc owns, dense, in the order of the device's stream.
-    from_cuda_view, ViewMut, CudaViewMut<'a, T>, device_ptr_mut, &'a mut CudaViewMut<'a, T>
-);

@@ -4,7 +4,7 @@ use packforcing::ops::denoise_step::{Coefficients, DenoiseStep, Noise, denoise_s
 use packforcing::ops::guidance::{GuidanceWeights, guidance};
 use packforcing::{DType, Device};
 
-use super::{Numbers, WAN_LATENTS, some};
+use super::{Numbers, WAN_LATENTS, guided, some};
 use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::Result;
 use crate::random::Random;
@@ -95,7 +95,7 @@ impl Shape {
             let weights = match self.guided {
                 true => {
                     let mut weights = GuidanceWeights::new(device, &latents, 1)?;
-                    guidance(&super::guidance::arguments(v.view(), u.view()), &mut weights)?;
+                    guidance(&guided(v.view(), u.view()), &mut weights)?;
                     Some(weights)
                 }
                 false => None,

@@ -1,25 +1,13 @@
 //! [`guidance`]: the weights of CFG-Zero* and rescale from two velocities.
 
-use packforcing::ops::guidance::{Guidance, GuidanceWeights, guidance};
-use packforcing::{Device, View};
+use packforcing::Device;
+use packforcing::ops::guidance::{GuidanceWeights, guidance};
 
-use super::Numbers;
 use super::denoise_step::Shape;
+use super::{Numbers, guided};
 use crate::case::{Call, Case, Results, Work, tell};
 use crate::error::Result;
 use crate::random::Random;
-
-/// Both of what the op can do, for every shape.
-pub(super) fn arguments<'a>(cond: View<'a>, uncond: View<'a>) -> Guidance<'a> {
-    Guidance {
-        cond,
-        uncond,
-        frame_axis: 1,
-        scale: 5.0,
-        zero_star: true,
-        rescale: 0.7,
-    }
-}
 
 /// The case on this device; solver and guidance of the shape do not matter. Both velocities are
 /// read, two numbers written.
@@ -40,7 +28,7 @@ pub fn case(shape: &Shape, device: &Device) -> Result<Case> {
         let (cond, uncond) = (cond.tensor(device, dtype)?, uncond.tensor(device, dtype)?);
         let mut weights = GuidanceWeights::new(device, &latents, 1)?;
         let call = move |results: Results<'_>| {
-            guidance(&arguments(cond.view(), uncond.view()), &mut weights)?;
+            guidance(&guided(cond.view(), uncond.view()), &mut weights)?;
             tell(results, &[("weights", weights.view())])
         };
         Ok(Box::new(call) as Call)

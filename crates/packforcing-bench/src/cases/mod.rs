@@ -10,8 +10,9 @@ pub mod merge_states;
 pub mod merge_tokens;
 pub mod select_blocks;
 
+use packforcing::ops::guidance::Guidance;
 use packforcing::paging::PageLists;
-use packforcing::{DType, Device, Grid, Tensor};
+use packforcing::{DType, Device, Grid, Tensor, View};
 
 use crate::error::{Error, Result};
 use crate::random::Random;
@@ -94,4 +95,16 @@ fn page_lists(random: &mut Random, device: &Device, blocks: usize, lengths: &[us
         Ok(PageLists::from_host(device, pool, &these)?)
     };
     lengths.iter().map(|&length| lists(length)).collect()
+}
+
+/// Both of what guidance can do, for every shape.
+fn guided<'a>(cond: View<'a>, uncond: View<'a>) -> Guidance<'a> {
+    Guidance {
+        cond,
+        uncond,
+        frame_axis: 1,
+        scale: 5.0,
+        zero_star: true,
+        rescale: 0.7,
+    }
 }

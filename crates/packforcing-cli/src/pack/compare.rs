@@ -25,9 +25,9 @@ use packforcing::cache::Place;
 use super::history::{Form, History};
 use super::project::{self, WIDTH};
 use super::random::Random;
-use super::{Compression, Policy};
+use super::report::{Measure, Sample, Variant};
+use super::variant::{Compression, Policy};
 use crate::media::clip::Picture;
-use crate::report::{Measure, Sample, Variant};
 
 /// Queries of a block that are compared.
 const QUERIES: usize = 96;

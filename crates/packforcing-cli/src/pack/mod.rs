@@ -5,7 +5,9 @@ mod history;
 mod past;
 mod project;
 mod random;
+mod report;
 mod show;
+mod variant;
 
 use std::fmt;
 use std::io::Write;
@@ -17,16 +19,17 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use packforcing::cache::{self, Heads, MeanPool, PackConfig, PagePool, Place, Remainder, Stream};
 use packforcing::{Blocks, DType, Device, DeviceKind, Error, Grid, SimtOptions, Tensor, View};
-use serde::Serialize;
 
 use crate::media::clip::Clip;
 use crate::output;
-use crate::report::{Report, peak_rss_bytes};
+use crate::process::peak_rss_bytes;
 use compare::{Comparison, Recalled};
 use history::{Footage, History};
 use past::Past;
 use project::{DIM, HEADS, Tokens};
 use random::Random;
+use report::{Report, Sample};
+use variant::{Compression, Policy, shown_as_given};
 
 /// Frames of a block.
 const FRAMES: usize = 4;
@@ -84,30 +87,6 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// What becomes of a block that is no longer recent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Compression {
-    /// 2 x 4 x 4 tokens become their mean
-    Mean,
-    /// As many tokens stay; the others merge into those that are most like them
-    Match,
-    /// It stays whole
-    None,
-}
-
-/// Which blocks of the archive are attended to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Policy {
-    /// Those whose keys answer the block's queries most
-    Top,
-    /// The newest
-    Newest,
-    /// Any
-    Random,
-}
-
 /// The device that the user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Wanted {
@@ -121,16 +100,7 @@ enum Wanted {
     Simt,
 }
 
-macro_rules! shown_as_given {
-    ($($choice:ty),*) => {$(
-        impl fmt::Display for $choice {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
-            }
-        }
-    )*};
-}
-shown_as_given!(Compression, Policy, Wanted);
+shown_as_given!(Wanted);
 
 /// What the cache did with a block.
 #[derive(Debug, Clone, Copy)]
@@ -219,7 +189,7 @@ struct Session {
     sampled: Vec<usize>,
     shown: Vec<usize>,
     steps: Vec<Step>,
-    samples: Vec<crate::report::Sample>,
+    samples: Vec<Sample>,
     recalled: Vec<Recalled>,
     past: Past,
 }

@@ -6,11 +6,12 @@ use anyhow::Result;
 use packforcing::cache::PackConfig;
 
 use super::compare::Recalled;
-use super::{Compression, FRAMES, Policy, Step};
+use super::report::{Measure, Report};
+use super::variant::{Compression, Policy};
+use super::{FRAMES, Step};
 use crate::chart::{self, BLUE, GREEN, INK, Line, ORANGE, Panel, Style};
 use crate::media::clip::{PATCH, Picture};
 use crate::media::png::Image;
-use crate::report::{Measure, Report};
 
 /// Points of a line over all blocks, at most.
 const POINTS: usize = 300;

@@ -181,7 +181,7 @@ impl Session {
             ms: took.as_secs_f64() * 1e3,
             cache_bytes: generator.cache_bytes(),
             context_tokens: generator.context_tokens(),
-            resident_bytes: crate::report::peak_rss_bytes(),
+            resident_bytes: crate::process::peak_rss_bytes(),
         });
         Ok(())
     }

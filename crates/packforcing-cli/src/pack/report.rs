@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::pack::{Compression, Policy};
+use super::variant::{Compression, Policy};
 
 /// One run of `pack`.
 #[derive(Debug, Serialize)]
@@ -55,12 +55,4 @@ pub struct Sample {
     pub seconds: f64,
     pub run_rel_l2_vs_full: f64,
     pub variants: Vec<Variant>,
-}
-
-/// The most memory that this process ever held, where the system tells.
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
 }
