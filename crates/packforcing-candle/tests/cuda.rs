@@ -137,7 +137,7 @@ fn a_capture_beside_candles_event_tracking_is_refused() {
     let on = device(&candle).expect("a device");
     let halves = Halves::new(&candle, 6);
     halves.merge(&on).expect("a merge");
-    let refused = on.capture(|| halves.merge(&on)).err().expect("a refusal").to_string();
+    let refused = on.capture(|| halves.merge(&on)).expect_err("a refusal").to_string();
     assert!(
         refused.contains("CudaDevice::disable_event_tracking (candle)"),
         "{refused}"
