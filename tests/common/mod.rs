@@ -1,7 +1,7 @@
 //! One suite for every device: a test is written once, runs on each device that is here, and the
 //! count of what ran where is always printed.
 //!
-//! `PACKFORCING_REQUIRE=cpu,simt,cuda,golden` turns what is missing into a failure; a double of the driver is no `cuda`, and
+//! `PACKFORCING_REQUIRE=cpu,simt,cuda,golden,ffmpeg` turns what is missing into a failure; a double of the driver is no `cuda`, and
 //! `cuda (double)` a name of its own.
 //! `PACKFORCING_SEED=n` repeats a run's random inputs. `PACKFORCING_GOLDEN=folder` names other
 //! golden vectors.
@@ -157,6 +157,7 @@ impl Suite {
             match (KINDS.iter().find(|k| k.name == name), name) {
                 (Some(kind), _) => missing.extend(absent(kind).map(|e| format!("{name}: {e}"))),
                 (None, "golden") => missing.extend(Golden::open().err()),
+                (None, "ffmpeg") => {} // the program's own tests look for it
                 (None, _) => missing.push(format!("{name} is no device")),
             }
         }

@@ -11,8 +11,9 @@ use packforcing_video::train::Checkpoint;
 use packforcing_video::world::{self, FPS, Frame, Identity, Measure, Scene, Score, World};
 use serde::Serialize;
 
-use crate::device::Wanted;
-use crate::{output, progress, sample};
+use crate::device::ModelDevice;
+use crate::output::{self, say};
+use crate::{progress, sample};
 
 /// Options of `evaluate`.
 #[derive(Debug, Args)]
@@ -21,7 +22,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
     /// Scenes that the training has not seen
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     scenes: u64,
     /// Length of a video
     #[arg(long, value_name = "N", default_value_t = 5.0, value_parser = sample::seconds)]
@@ -33,8 +34,8 @@ pub struct Options {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "packed,window,sink-window")]
     policies: Vec<sample::Policy>,
     /// Where it runs
-    #[arg(long, value_enum, default_value_t = Wanted::Cpu)]
-    device: Wanted,
+    #[arg(long, value_enum, default_value_t = ModelDevice::Best)]
+    device: ModelDevice,
     /// Writes evaluation.json into this folder
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -66,18 +67,17 @@ pub fn run(options: &Options) -> Result<()> {
         world::COLS,
         world::ROWS
     );
-    if let Some(folder) = &options.out {
-        output::prepare(folder)?;
-    }
-    println!(
+    let _lock = options.out.as_deref().map(output::prepare).transpose()?;
+    say!(
         "{} scenes of {} s; share of lanes that are right",
-        options.scenes, options.seconds
+        options.scenes,
+        options.seconds
     );
-    println!("history       with motion   colors and shapes   in the last 5 s");
+    say!("history       with motion   colors and shapes   in the last 5 s");
     let mut rows = Vec::new();
     for &policy in &options.policies {
         let row = measure_policy(options, &checkpoint, policy.into())?;
-        println!(
+        say!(
             "{:<13} {:10.1}%   {:16.1}%   {:14.1}%   ({:.0} s)",
             serde_json::to_value(row.history)?.as_str().unwrap_or_default(),
             100.0 * row.motion,
@@ -111,7 +111,7 @@ fn measure_policy(options: &Options, checkpoint: &Checkpoint, history: History) 
                 }
                 let scores = measure_scene(options, checkpoint, history, number)?;
                 sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score);
-                bar.inc(1);
+                bar.inc();
             }
         };
         let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
@@ -121,7 +121,7 @@ fn measure_policy(options: &Options, checkpoint: &Checkpoint, history: History) 
         });
         joined.collect()
     });
-    bar.finish_and_clear();
+    bar.finish();
     let mut sums = [Score::default(); 3];
     for scores in done {
         sums.iter_mut().zip(scores?).for_each(|(sum, score)| *sum += score);

@@ -144,7 +144,7 @@ fn training_recovers_from_a_kill() {
     folder.refuses(&train(&["--out", "killed"]), &["run.safetensors", "--resume"]);
     folder.refuses(
         &train(&["--out", "killed", "--resume", "--seed", "2"]),
-        &["run.safetensors", "seed: 2"],
+        &["run.safetensors", "trained another way: seed 1 and not 2"],
     );
     folder.succeeds(&train(&["--out", "killed", "--resume"]));
     assert!(folder.read("killed/model.safetensors") == folder.read("whole/model.safetensors"));
@@ -164,14 +164,16 @@ fn training_reads_a_folder_of_clips() {
     fs::write(folder.at("clips/notes.txt"), "not a clip").unwrap();
 
     fs::write(folder.at("clips/b.y4m"), clip(16, 16, 20)).unwrap();
-    folder.refuses(&options, &["b.y4m", "16 x 16", "a.y4m has 16 x 8"]);
+    folder.refuses(&options, &["b.y4m", "16 x 16 pixels, and 16 x 8 are wanted"]);
     fs::write(folder.at("clips/b.y4m"), clip(16, 8, 11)).unwrap();
-    folder.refuses(&options, &["b.y4m", "11 frames are too few"]);
-    fs::write(folder.at("clips/b.y4m"), &clip(16, 8, 20)[..5000]).unwrap();
-    folder.refuses(&options, &["b.y4m", "cut off"]);
+    folder.refuses(&options, &["b.y4m", "11 frames at 8 a second are too few"]);
+    fs::write(folder.at("clips/b.y4m"), &clip(16, 8, 20)[..3000]).unwrap();
+    folder.refuses(&options, &["b.y4m", "cut off", "7 frames at 8 a second are too few"]);
     fs::write(folder.at("clips/b.y4m"), "hello").unwrap();
     folder.refuses(&options, &["b.y4m", "neither a y4m nor a gif"]);
     fs::remove_file(folder.at("clips/b.y4m")).unwrap();
+    // What macOS leaves beside every file is no clip.
+    fs::write(folder.at("clips/._a.y4m"), "hello").unwrap();
 
     let told = folder.succeeds(&options);
     assert!(
@@ -370,12 +372,8 @@ fn bad_input_is_named() {
     let start = |name: &'static str| ["sample", "--seconds", "2", "--out", "out", "--start", name];
     folder.refuses(&start("none.y4m"), &["none.y4m"]);
     for (name, bytes, told) in [
-        ("short.y4m", clip(32, 24, 3), "3 frames are too few"),
-        (
-            "size.y4m",
-            clip(16, 24, 8),
-            "16 x 24 pixels, and the model makes 32 x 24",
-        ),
+        ("short.y4m", clip(32, 24, 3), "3 frames at 8 a second are too few"),
+        ("size.y4m", clip(16, 24, 8), "16 x 24 pixels, and 32 x 24 are wanted"),
         ("cut.y4m", clip(32, 24, 8)[..9000].to_vec(), "cut off"),
         ("text.gif", b"hello".to_vec(), "neither a y4m nor a gif"),
     ] {
@@ -384,6 +382,25 @@ fn bad_input_is_named() {
     }
     fs::write(folder.at("good.y4m"), clip(32, 24, 8)).unwrap();
     folder.succeeds(&start("good.y4m"));
+    folder.refuses(
+        &["sample", "--seconds", "1", "--out", "out", "--start", "good.y4m"],
+        &["--seconds 1", "good.y4m has 1 s already"],
+    );
+    // The clip that a video began with is known by its numbers, not by its name.
+    let on = [
+        "sample",
+        "--seconds",
+        "2",
+        "--out",
+        "out",
+        "--start",
+        "good.y4m",
+        "--resume",
+    ];
+    folder.succeeds(&on);
+    let other: Vec<u8> = clip(32, 24, 9)[..].to_vec();
+    fs::write(folder.at("good.y4m"), other).unwrap();
+    folder.refuses(&on, &["out/state.json", "start_clip"]);
 
     let shipped = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/gallery.safetensors")).unwrap();
     let checkpoint = |name: &'static str| ["sample", "--seconds", "2", "--out", "new", "--checkpoint", name];
@@ -411,14 +428,80 @@ fn bad_input_is_named() {
     folder.refuses(&checkpoint("none.safetensors"), &["none.safetensors"]);
     folder.refuses(
         &["sample", "--seconds", "0.2", "--out", "new"],
-        &["--seconds 0.2", "4 frames"],
+        &["--seconds 0.2", "has 0.5 s already", "1 is the next block"],
     );
     folder.refuses(&["sample", "--seconds", "no"], &["--seconds"]);
     folder.refuses(&["sample", "--steps", "0"], &["--steps"]);
+    folder.refuses(&["evaluate", "--scenes", "0"], &["--scenes"]);
     folder.refuses(&["sample", "--device", "cuda", "--out", "new"], &["--device cuda"]);
     folder.refuses(&["sample", "--selected", "99", "--out", "new"], &["archive"]);
     folder.refuses(&["train", "--out", "new"], &["--synthetic"]);
     folder.refuses(&["train", "--synthetic", "--batch", "0", "--out", "new2"], &["batch"]);
+}
+
+/// Whoever reads what is printed may leave at any time.
+#[test]
+fn a_closed_pipe_ends_nothing() {
+    let folder = Folder::new("pipe");
+    for command in [
+        &["sample", "--seconds", "2", "--steps", "1", "--out", "out"][..],
+        &[
+            "evaluate",
+            "--scenes",
+            "1",
+            "--seconds",
+            "1",
+            "--steps",
+            "1",
+            "--out",
+            "out",
+        ],
+        &train(&["--out", "out"]),
+    ] {
+        let mut child = folder
+            .command(command)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && !stderr.contains("panicked"),
+            "{command:?}: {stderr}"
+        );
+    }
+    for made in ["report.json", "evaluation.json", "model.safetensors"] {
+        assert!(folder.at("out").join(made).is_file(), "{made}");
+    }
+}
+
+/// Two runs into one folder would mix their blocks.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_has_one_run_at_a_time() {
+    let folder = Folder::new("lock");
+    let mut child = folder
+        .command(&["sample", "--seconds", "600", "--steps", "2", "--out", "out"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !folder.at("out/video.y4m").exists() && begun.elapsed() < Duration::from_secs(300) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    for command in [&["sample", "--out", "out"][..], &train(&["--out", "out"])] {
+        let output = folder.run(command);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{command:?}");
+        assert!(stderr.contains("out: another run writes into this folder"), "{stderr}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // A run that was killed holds nothing.
+    folder.succeeds(&["sample", "--seconds", "1", "--steps", "1", "--out", "out"]);
 }
 
 /// A device that has no room stands in for a full disk.

@@ -13,6 +13,7 @@ use packforcing_bench::timer::{self, Plan};
 use packforcing_bench::{Case, Error, floor};
 use serde_json::json;
 
+use crate::device::Wanted;
 use ops::Op;
 use show::Record;
 
@@ -47,19 +48,6 @@ struct Common {
     /// Takes one sample for each line of the standard input, and prints its time as a line of JSON
     #[arg(long, conflicts_with = "json")]
     turns: bool,
-}
-
-/// The device that the user asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Wanted {
-    /// The fastest that is here
-    Best,
-    /// The CPU
-    Cpu,
-    /// An NVIDIA GPU
-    Cuda,
-    /// The GPU's kernels on the CPU: a test device, whose times say nothing
-    Simt,
 }
 
 /// The dtype that the user asks for.
@@ -97,33 +85,22 @@ fn milliseconds(text: &str) -> Result<f64, String> {
     }
 }
 
-impl Wanted {
-    fn open(self, card: SimtCard) -> Result<Device> {
-        let device = match self {
-            Wanted::Best => Ok(Device::best().0),
-            Wanted::Cpu => Ok(Device::cpu()),
-            Wanted::Cuda => Device::cuda(0),
-            Wanted::Simt => Device::simt(SimtOptions {
-                card,
-                ..SimtOptions::default()
-            }),
-        };
-        let name = self.to_possible_value();
-        let asked = || format!("--device {}", name.as_ref().map_or("", |name| name.get_name()));
-        let device = device.with_context(asked)?;
-        let double = device.kind() == DeviceKind::CudaDouble;
-        ensure!(
-            !double,
-            "{}: {device} runs kernels on the CPU, and its times say nothing",
-            asked()
-        );
-        Ok(device)
-    }
+/// A device whose times say something.
+fn open(wanted: Wanted, card: SimtCard) -> Result<Device> {
+    let device = wanted.open(SimtOptions {
+        card,
+        ..SimtOptions::default()
+    })?;
+    ensure!(
+        device.kind() != DeviceKind::CudaDouble,
+        "--device {wanted}: {device} runs kernels on the CPU, and its times say nothing"
+    );
+    Ok(device)
 }
 
 pub fn run(options: &Options) -> Result<()> {
     let common = options.op.common();
-    let device = common.device.open(options.op.card())?;
+    let device = open(common.device, options.op.card())?;
     let mut case = options.op.case(&device).map_err(named)?;
     if common.graph {
         // SAFETY: the device was opened here, and this thread alone has it.

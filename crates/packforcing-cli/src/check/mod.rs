@@ -173,7 +173,7 @@ fn on_device(device: &Device, options: &Options, checks: &mut Checks) -> Result<
 #[cfg(feature = "cuda")]
 fn candle() -> Result<String> {
     use candle_core::{DType, Tensor};
-    let candle = crate::device::Wanted::Cuda.open()?;
+    let candle = crate::device::ModelDevice::Cuda.open()?;
     let device = packforcing_candle::device(&candle)?;
     let state = |x: f32| -> Result<_> {
         let out = Tensor::full(x, (16, 2, 64), &candle)?.to_dtype(DType::BF16)?;

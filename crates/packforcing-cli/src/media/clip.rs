@@ -2,13 +2,15 @@
 //! played back and forth without an end.
 
 use std::fs::{self, File};
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
+use super::film::{Film, Wish};
 use super::png::Image;
-use super::y4m::{Chroma, Source, Y4m};
+use super::y4m::{Chroma, Source, Y4m, Y4mWriter};
 
 /// Pixels along each side of a patch, which is a token.
 pub const PATCH: usize = 8;
@@ -16,6 +18,8 @@ pub const PATCH: usize = 8;
 const MIN_PATCHES: usize = 4;
 /// Patches of a frame above which a clip is made smaller: work grows with their square.
 const MAX_PATCHES: usize = 400;
+/// Frames a second of what does not say, and of what is no y4m file.
+const FPS: usize = 25;
 
 /// The clip that stands in for one of the user's. Its rights are told in data/README.md.
 static BUNNY: &[u8] = include_bytes!("../../../../data/bunny_160x96_25fps.y4m");
@@ -75,36 +79,74 @@ impl Picture {
 /// Frames of a y4m stream, ready to be cut into patches.
 pub struct Clip {
     y4m: Y4m,
-    path: Option<PathBuf>,
+    file: Option<Arc<Place>>,
     name: String,
+    fps: f64,
     scale: usize,
     planes: Vec<u8>,
 }
 
+/// Where the y4m file of a clip lies.
+struct Place {
+    path: PathBuf,
+    /// It was made of another file, for as long as the clip is there.
+    made: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.made {
+            // The system clears its folder for such files sometime.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 impl Clip {
-    /// Opens a file, or the built-in clip.
-    pub fn open(path: Option<&Path>) -> Result<Clip> {
+    /// Opens a file, or the built-in clip. Frames are read back and forth: of what is no y4m file one is made first.
+    pub fn open(path: Option<&Path>, unsaid_fps: Option<f64>) -> Result<Clip> {
         let Some(path) = path else {
-            return Clip::new(Box::new(Cursor::new(BUNNY)), BUNNY_NAME.into());
+            return Clip::new(Box::new(Cursor::new(BUNNY)), BUNNY_NAME.into(), None);
         };
         let name = path.display().to_string();
         // Asked before it is opened: opening a pipe waits for its writer.
         let regular = fs::metadata(path).with_context(|| name.clone())?.is_file();
         ensure!(regular, "{name}: not a file that can be read back and forth");
+        let mut begin = Vec::new();
         let file = File::open(path).with_context(|| name.clone())?;
-        let clip = Clip::new(Box::new(file), name.clone()).context(name)?;
+        file.take(8).read_to_end(&mut begin).with_context(|| name.clone())?;
+        let place = match begin.starts_with(b"YUV4MPEG") {
+            true => Place {
+                path: path.into(),
+                made: false,
+            },
+            false => spool(path, unsaid_fps)?,
+        };
+        let clip = Clip::of(place.into(), name, unsaid_fps)?;
+        if let Some(note) = clip.y4m.note() {
+            eprintln!("warning: {}: {note}", clip.name);
+        }
+        Ok(clip)
+    }
+
+    fn of(file: Arc<Place>, name: String, unsaid_fps: Option<f64>) -> Result<Clip> {
+        let opened = File::open(&file.path).with_context(|| name.clone())?;
+        let clip = Clip::new(Box::new(opened), name.clone(), unsaid_fps).context(name)?;
         Ok(Clip {
-            path: Some(path.into()),
+            file: Some(file),
             ..clip
         })
     }
 
     /// The same clip, to be read beside this one.
     pub fn reopen(&self) -> Result<Clip> {
-        Clip::open(self.path.as_deref())
+        match &self.file {
+            None => Clip::open(None, None),
+            Some(file) => Clip::of(file.clone(), self.name.clone(), Some(self.fps)),
+        }
     }
 
-    fn new(source: Box<dyn Source>, name: String) -> Result<Clip> {
+    fn new(source: Box<dyn Source>, name: String, unsaid_fps: Option<f64>) -> Result<Clip> {
         let y4m = Y4m::open(source)?;
         let (width, height) = (y4m.header().width, y4m.header().height);
         let least = MIN_PATCHES * PATCH;
@@ -116,10 +158,12 @@ impl Clip {
         let most = width.min(height) / least;
         let patches = |scale: usize| (width / scale / PATCH) * (height / scale / PATCH);
         let scale = (1..most).find(|&scale| patches(scale) <= MAX_PATCHES).unwrap_or(most);
+        let fps = y4m.header().frames_per_second().or(unsaid_fps);
         Ok(Clip {
             y4m,
-            path: None,
+            file: None,
             name,
+            fps: fps.unwrap_or(FPS as f64),
             scale,
             planes: Vec::new(),
         })
@@ -150,7 +194,7 @@ impl Clip {
     }
 
     pub fn frames_per_second(&self) -> f64 {
-        self.y4m.header().frames_per_second()
+        self.fps
     }
 
     /// Frames after which playing back and forth begins again: 0, 1, .. n - 1, n - 1, .. 1, 0.
@@ -186,6 +230,28 @@ impl Clip {
     }
 }
 
+/// A y4m file of another one, in the system's folder for such files.
+fn spool(path: &Path, unsaid_fps: Option<f64>) -> Result<Place> {
+    let wish = Wish {
+        fps: FPS,
+        size: None,
+        pixels: Some(MAX_PATCHES * PATCH * PATCH),
+        unsaid_fps,
+    };
+    let mut film = Film::open(path, &wish)?;
+    let place = Place {
+        path: std::env::temp_dir().join(format!("packforcing-{}.y4m", std::process::id())),
+        made: true,
+    };
+    let mut writer = Y4mWriter::create(&place.path, film.size(), FPS)
+        .with_context(|| format!("{}: making {} of it", path.display(), place.path.display()))?;
+    while let Some(frame) = film.next()? {
+        writer.write(&[frame])?;
+    }
+    film.warn();
+    Ok(place)
+}
+
 /// Means over cells of `cell` pixels (across, down), as many as `size` says, from the upper left
 /// corner of a plane.
 fn shrink(plane: &[u8], width: usize, cell: (usize, usize), size: (usize, usize)) -> Vec<f32> {
@@ -213,7 +279,7 @@ mod tests {
             file.extend(vec![100; chroma.0 * chroma.1]);
             file.extend(vec![200; chroma.0 * chroma.1]);
         }
-        Clip::new(Box::new(Cursor::new(file)), "test".into())
+        Clip::new(Box::new(Cursor::new(file)), "test".into(), None)
     }
 
     #[test]
@@ -251,7 +317,7 @@ mod tests {
 
     #[test]
     fn the_built_in_clip_is_there() {
-        let clip = Clip::open(None).unwrap();
+        let clip = Clip::open(None, None).unwrap();
         assert_eq!(
             (clip.rows(), clip.cols(), clip.scale(), clip.period()),
             (12, 20, 1, 256)
@@ -298,7 +364,7 @@ mod tests {
                         file.resize(file.len() + size, plane);
                     }
                 }
-                match Clip::new(Box::new(Cursor::new(file)), "test".into()) {
+                match Clip::new(Box::new(Cursor::new(file)), "test".into(), None) {
                     Ok(mut clip) => {
                         let (rows, cols) = (clip.rows(), clip.cols());
                         prop_assert!(rows >= MIN_PATCHES && cols >= MIN_PATCHES);

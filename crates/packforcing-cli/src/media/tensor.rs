@@ -1,5 +1,7 @@
 //! Frames as a model takes and gives them: f32 numbers from -1 to 1, `[3, frames, rows, columns]`.
 
+use std::fmt;
+
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 
@@ -20,6 +22,31 @@ pub fn of_frames(frames: &[Image]) -> Result<Tensor> {
         (3, frames.len(), height, width),
         &Device::Cpu,
     )?)
+}
+
+/// By which numbers are known again: FNV-1a of their bits.
+#[derive(Debug, Clone, Copy)]
+pub struct Fingerprint(u64);
+
+impl Default for Fingerprint {
+    fn default() -> Fingerprint {
+        Fingerprint(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fingerprint {
+    pub fn add(&mut self, tensor: &Tensor) -> Result<()> {
+        for number in tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()? {
+            self.0 = (self.0 ^ u64::from(number.to_bits())).wrapping_mul(0x0100_0000_01b3);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }
 
 /// What lies outside is cut.

@@ -417,7 +417,7 @@ mod tests {
     };
 
     fn history(slots: usize) -> History {
-        let footage = Footage::new(Clip::open(None).unwrap(), GRID.frames).unwrap();
+        let footage = Footage::new(Clip::open(None, None).unwrap(), GRID.frames).unwrap();
         History::new(footage, GRID, POOL, slots).unwrap()
     }
 
@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn periods() {
-        let clip = || Clip::open(None).unwrap(); // 128 frames, 256 there and back
+        let clip = || Clip::open(None, None).unwrap(); // 128 frames, 256 there and back
         assert_eq!(Footage::new(clip(), 4).unwrap().period(), 64);
         assert_eq!(Footage::new(clip(), 3).unwrap().period(), 256);
     }

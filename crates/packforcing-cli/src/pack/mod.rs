@@ -9,27 +9,27 @@ mod report;
 mod show;
 mod variant;
 
-use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::Args;
 use packforcing::cache::{self, Heads, MeanPool, PackConfig, PagePool, Place, Remainder, Stream};
-use packforcing::{Blocks, DType, Device, DeviceKind, Error, Grid, SimtOptions, Tensor, View};
+use packforcing::{Blocks, DType, Device, DeviceKind, Grid, SimtOptions, Tensor, View};
 
+use crate::device::Wanted;
 use crate::media::clip::Clip;
 use crate::output;
 use crate::process::peak_rss_bytes;
+use crate::progress;
 use compare::{Comparison, Recalled};
 use history::{Footage, History};
 use past::Past;
 use project::{DIM, HEADS, Tokens};
 use random::Random;
 use report::{Report, Sample};
-use variant::{Compression, Policy, shown_as_given};
+use variant::{Compression, Policy};
 
 /// Frames of a block.
 const FRAMES: usize = 4;
@@ -52,8 +52,11 @@ const RECALLED: usize = 4;
 /// Options of `pack`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// A y4m file, 8 bits; a small clip is built in
+    /// A clip: y4m, gif, or whatever the program ffmpeg reads; a small one is built in
     clip: Option<PathBuf>,
+    /// Frames a second of a clip that does not say
+    #[arg(long, value_name = "N", value_parser = crate::media::fps)]
+    clip_fps: Option<f64>,
     /// Length of the video; the clip is played back and forth to it
     #[arg(long, value_name = "N", default_value_t = 120.0, value_parser = seconds)]
     seconds: f64,
@@ -87,21 +90,6 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// The device that the user asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Wanted {
-    /// The fastest that is here
-    Best,
-    /// The CPU
-    Cpu,
-    /// An NVIDIA GPU
-    Cuda,
-    /// The GPU's kernels on the CPU: a test device, slow
-    Simt,
-}
-
-shown_as_given!(Wanted);
-
 /// What the cache did with a block.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
@@ -114,10 +102,8 @@ pub struct Step {
 /// Runs `pack`.
 pub fn run(options: &Options) -> Result<()> {
     let begun = Instant::now();
-    let clip = Clip::open(options.clip.as_deref())?;
-    if let Some(folder) = &options.out {
-        output::prepare(folder)?;
-    }
+    let clip = Clip::open(options.clip.as_deref(), options.clip_fps)?;
+    let _lock = options.out.as_deref().map(output::prepare).transpose()?;
     let grid = Grid {
         frames: FRAMES,
         rows: clip.rows(),
@@ -156,12 +142,12 @@ pub fn run(options: &Options) -> Result<()> {
     writeln!(stdout, "cache     {}", config.bytes())?;
 
     let mut session = Session::new(options, &device, &config, clip, blocks)?;
-    let bar = progress(blocks);
+    let bar = progress::bar(blocks, "blocks");
     for block in 0..blocks {
         session.step(block)?;
-        bar.inc(1);
+        bar.inc();
     }
-    bar.finish_and_clear();
+    bar.finish();
 
     let report = session.report(options, &config, frames, begun.elapsed());
     show::table(&report, &config, &mut stdout)?;
@@ -324,18 +310,16 @@ impl Session {
 
 /// The device that was asked for; tells which there are.
 fn choose_device(options: &Options, stdout: &mut impl Write) -> Result<Device> {
-    let simt = || {
-        Device::simt(SimtOptions {
-            seed: options.seed,
-            ..SimtOptions::default()
-        })
+    let simt = || SimtOptions {
+        seed: options.seed,
+        ..SimtOptions::default()
     };
     let (best, absent) = Device::best();
     let mut here = vec!["cpu".to_string()];
     if best.kind().is_cuda() {
         here.insert(0, best.to_string());
     }
-    let simt_absent = simt()
+    let simt_absent = Device::simt(simt())
         .map(|_| here.push("simt (kernels on the cpu, for tests)".into()))
         .err();
     writeln!(stdout, "devices   {}", here.join(", "))?;
@@ -343,13 +327,7 @@ fn choose_device(options: &Options, stdout: &mut impl Write) -> Result<Device> {
     for (name, reason) in absent.chain(simt_absent.map(|reason| ("simt", reason))) {
         writeln!(stdout, "          no {name}: {reason}")?;
     }
-    let device: Result<Device, Error> = match options.device {
-        Wanted::Best => Ok(best),
-        Wanted::Cpu => Ok(Device::cpu()),
-        Wanted::Cuda => Device::cuda(0),
-        Wanted::Simt => simt(),
-    };
-    let device = device.with_context(|| format!("--device {}", options.device))?;
+    let device = options.device.open(simt())?;
     writeln!(stdout, "runs on   {device}")?;
     Ok(device)
 }
@@ -421,14 +399,6 @@ fn median(times: &[f32]) -> Option<f64> {
 }
 
 /// On a terminal only.
-fn progress(blocks: usize) -> ProgressBar {
-    let bar = ProgressBar::new(blocks as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} block {pos} of {len}, {eta} left") {
-        bar.set_style(style);
-    }
-    bar
-}
-
 fn write(folder: &Path, session: &Session, config: &PackConfig, report: &Report) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(report)?;
     json.push(b'\n');

@@ -29,16 +29,19 @@ pub enum Policy {
     Random,
 }
 
-/// Shows a choice by the name that the command line has for it.
-macro_rules! shown_as_given {
-    ($($choice:ty),*) => {$(
-        impl fmt::Display for $choice {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
-            }
-        }
-    )*};
+/// By the name that the command line has for it.
+fn show(choice: &impl ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.pad(choice.to_possible_value().as_ref().map_or("", |value| value.get_name()))
 }
-pub(super) use shown_as_given;
 
-shown_as_given!(Compression, Policy);
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(self, f)
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(self, f)
+    }
+}

@@ -13,10 +13,10 @@ use packforcing_video::sample::{Generator, History, Packing, SampleConfig};
 use packforcing_video::train::Checkpoint;
 use packforcing_video::world::{self, Scene, World};
 
-use crate::device::Wanted;
-use crate::media::movie::Movie;
-use crate::media::tensor;
-use crate::output;
+use crate::device::ModelDevice;
+use crate::media::film::{Film, Wish};
+use crate::media::tensor::{self, Fingerprint};
+use crate::output::{self, say};
 use crate::progress;
 use session::{Session, State};
 
@@ -24,6 +24,8 @@ use session::{Session, State};
 static GALLERY: &[u8] = include_bytes!("../../../../data/gallery.safetensors");
 /// What it is called in messages.
 const GALLERY_NAME: &str = "gallery.safetensors (built in)";
+/// What a start clip may take up as numbers.
+const MOST_START_BYTES: usize = 1 << 30;
 /// A day.
 const MAX_SECONDS: f64 = 86_400.0;
 
@@ -36,10 +38,13 @@ pub struct Options {
     /// Length of the video, with what it starts from
     #[arg(long, value_name = "N", default_value_t = 120.0, value_parser = seconds)]
     seconds: f64,
-    /// Goes on where this clip (y4m, gif, or mp4 where built with it, of the model's size) ends, after its whole blocks; otherwise from the
-    /// first block of a scene that the training has not seen
+    /// Goes on where this clip ends (y4m or gif of the model's size, or whatever the program ffmpeg reads); otherwise after
+    /// the first block of a scene that the training has not seen
     #[arg(long, value_name = "CLIP", conflicts_with = "noise")]
     start: Option<PathBuf>,
+    /// Frames a second of a start clip that does not say
+    #[arg(long, value_name = "N", requires = "start", value_parser = crate::media::fps)]
+    clip_fps: Option<f64>,
     /// Starts from noise alone
     #[arg(long)]
     noise: bool,
@@ -59,8 +64,8 @@ pub struct Options {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Where it runs
-    #[arg(long, value_enum, default_value_t = Wanted::Cpu)]
-    device: Wanted,
+    #[arg(long, value_enum, default_value_t = ModelDevice::Best)]
+    device: ModelDevice,
     /// Where the video, report.json and chart.png go
     #[arg(long, value_name = "DIR", default_value = "out/sample")]
     out: PathBuf,
@@ -128,7 +133,7 @@ impl From<Compression> for Packing {
 }
 
 /// A checkpoint of the user's, or the built-in one, in f32.
-pub fn checkpoint(file: Option<&PathBuf>, device: Wanted) -> Result<Checkpoint> {
+pub fn checkpoint(file: Option<&PathBuf>, device: ModelDevice) -> Result<Checkpoint> {
     let device = device.open()?;
     match file {
         Some(file) => Ok(Checkpoint::open(file, DType::F32, &device)?),
@@ -153,19 +158,31 @@ impl Start {
         let frames = description.train.block_frames;
         if let Some(path) = &options.start {
             let name = path.display().to_string();
-            let movie = Movie::open(path)?;
             let [rows, cols] = description.size;
-            let (width, height) = movie.size();
+            let wish = Wish {
+                fps: world::FPS,
+                size: Some((cols, rows)),
+                pixels: None,
+                unsaid_fps: options.clip_fps,
+            };
+            let mut film = Film::open(path, &wish)?;
+            let pictures = film.rest(MOST_START_BYTES)?;
+            film.warn();
             ensure!(
-                (width, height) == (cols, rows),
-                "{name}: {width} x {height} pixels, and the model makes {cols} x {rows}"
+                pictures.len() >= frames,
+                "{name}: {} frames at {} a second are too few to start from: a block has {frames}",
+                pictures.len(),
+                world::FPS
             );
-            ensure!(
-                movie.frames.len() >= frames,
-                "{name}: {} frames are too few to start from: a block has {frames}",
-                movie.frames.len()
-            );
-            let blocks = movie.frames.chunks_exact(frames).map(tensor::of_frames);
+            // The video goes on behind the newest frame: what does not fill a block is the oldest.
+            let over = pictures.len() % frames;
+            if over > 0 {
+                eprintln!(
+                    "{name}: the first {over} of its {} frames do not fill a block of {frames}, and are left out",
+                    pictures.len()
+                );
+            }
+            let blocks = pictures[over..].chunks_exact(frames).map(tensor::of_frames);
             return Ok(Start {
                 blocks: blocks.collect::<Result<_>>()?,
                 scene: None,
@@ -192,6 +209,20 @@ impl Start {
     }
 }
 
+impl Start {
+    /// Of a clip's numbers.
+    fn fingerprint(&self) -> Result<Option<String>> {
+        if self.scene.is_some() || self.blocks.is_empty() {
+            return Ok(None);
+        }
+        let mut hash = Fingerprint::default();
+        for block in &self.blocks {
+            hash.add(block)?;
+        }
+        Ok(Some(hash.to_string()))
+    }
+}
+
 /// Runs `sample`.
 pub fn run(options: &Options) -> Result<()> {
     let checkpoint = checkpoint(options.checkpoint.as_ref(), options.device)?;
@@ -205,34 +236,38 @@ pub fn run(options: &Options) -> Result<()> {
         ..SampleConfig::of(description)
     };
     let start = Start::of(options, &checkpoint)?;
+    // Whole blocks, as long as was asked for at least.
     let frames = (options.seconds * world::FPS as f64).round() as usize;
-    let blocks = frames / config.block_frames;
+    let blocks = frames.div_ceil(config.block_frames).max(1);
+    let seconds = |blocks: usize| (blocks * config.block_frames) as f64 / world::FPS as f64;
     ensure!(
-        blocks > 0,
-        "--seconds {}: a block has {} frames, which is {:.2} s",
+        blocks > start.blocks.len(),
+        "--seconds {}: {} has {} s already, which the video begins with: {} is the next block",
         options.seconds,
-        config.block_frames,
-        config.block_frames as f64 / world::FPS as f64
+        start.name,
+        seconds(start.blocks.len()),
+        seconds(start.blocks.len() + 1)
     );
-    output::prepare(&options.out)?;
+    let _lock = output::prepare(&options.out)?;
     let state = State {
         config: config.clone(),
         checkpoint: description.clone(),
         start: start.name.clone(),
+        start_clip: start.fingerprint()?,
     };
 
     let begun = Instant::now();
     let mut generator = Generator::new(&checkpoint, &start.context, &config)?;
     let mut session = Session::open(&options.out, &state, start.scene.as_ref(), options.resume, options.png)?;
-    println!(
+    say!(
         "model     {} numbers, trained for {} steps on {}",
         numbers(&checkpoint),
         description.steps,
         description.data
     );
-    println!(
+    say!(
         "video     {} s at {} frames a second: {blocks} blocks, from {}",
-        options.seconds,
+        seconds(blocks),
         world::FPS,
         start.name
     );
@@ -259,9 +294,9 @@ pub fn run(options: &Options) -> Result<()> {
             session.frames() as f64 / begun.elapsed().as_secs_f64(),
             generator.cache_bytes() as f64 / 1e6
         ));
-        bar.inc(1);
+        bar.inc();
     }
-    bar.finish_and_clear();
+    bar.finish();
 
     let full = match options.compare {
         true => Some(whole_history(&checkpoint, &config, &start, blocks)?),
@@ -300,8 +335,8 @@ fn whole_history(checkpoint: &Checkpoint, config: &SampleConfig, start: &Start, 
         }
         whole.ms.push(now.elapsed().as_secs_f64() * 1e3);
         whole.bytes.push(generator.cache_bytes());
-        bar.inc(1);
+        bar.inc();
     }
-    bar.finish_and_clear();
+    bar.finish();
     Ok(whole)
 }

@@ -1,25 +1,28 @@
 //! The folder of a video: what is written while it grows, and what another run needs to go on.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use packforcing_video::sample::{Generator, SampleConfig};
-use packforcing_video::train::Description;
+use packforcing_video::train::{Description, differences};
 use packforcing_video::world::{FPS, Frame, Identity, Measure, Scene, Score};
 use serde::{Deserialize, Serialize};
 
-use crate::media::movie::{GifWriter, Y4mWriter};
+use crate::media::gif::GifWriter;
 use crate::media::tensor;
+use crate::media::y4m::Y4mWriter;
 use crate::output;
 
 /// The gif's longer side in pixels, about.
 const GIF_EXTENT: usize = 192;
 const STATE: &str = "state.json";
 const LATENTS: &str = "blocks.f32";
+/// Made of the whole video when it is done.
+pub const FILM: &str = "film.mp4";
 
 /// What must be the same for a video to go on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +30,9 @@ pub struct State {
     pub config: SampleConfig,
     pub checkpoint: Description,
     pub start: String,
+    /// By which a start clip is known again.
+    #[serde(default)]
+    pub start_clip: Option<String>,
 }
 
 /// Of one block.
@@ -49,6 +55,8 @@ pub struct Session {
     latents: File,
     y4m: Y4mWriter,
     gif: GifWriter,
+    /// How large a pixel is in films.
+    zoom: usize,
     png: bool,
     pub rows: Vec<Row>,
     /// With motion and by look, where the scene is known.
@@ -72,7 +80,7 @@ impl Session {
                 there == *state,
                 "--resume: {}: the video there was begun with other options or another checkpoint: {}",
                 file.display(),
-                difference(&there, state)?
+                differences(&there, state)
             );
         }
         let [rows, cols] = config.size;
@@ -93,6 +101,10 @@ impl Session {
             output::write(folder, STATE, &json)?;
         }
         let zoom = (GIF_EXTENT / rows.max(cols)).max(1);
+        match fs::remove_file(folder.join(FILM)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e).with_context(|| FILM),
+            _ => {}
+        }
         let named = |name: &str| folder.join(name);
         let (y4m, gif) = (named("video.y4m"), named("video.gif"));
         Ok(Session {
@@ -101,6 +113,7 @@ impl Session {
             latents,
             y4m: Y4mWriter::create(&y4m, (cols, rows), FPS).with_context(|| y4m.display().to_string())?,
             gif: GifWriter::create(&gif, (cols, rows), zoom, FPS).with_context(|| gif.display().to_string())?,
+            zoom,
             png,
             folder: folder.into(),
             rows: Vec::new(),
@@ -155,6 +168,10 @@ impl Session {
         let block = block.to_device(&Device::Cpu)?;
         if new {
             let numbers = block.flatten_all()?.to_vec1::<f32>()?;
+            ensure!(
+                numbers.iter().all(|n| n.is_finite()),
+                "the model gave numbers that are not finite: nothing of it was written"
+            );
             let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
             self.latents
                 .seek(SeekFrom::End(0))
@@ -186,6 +203,11 @@ impl Session {
         Ok(())
     }
 
+    /// How large a pixel is in films.
+    pub fn zoom(&self) -> usize {
+        self.zoom
+    }
+
     /// Frames so far.
     pub fn frames(&self) -> usize {
         self.rows.len() * self.block_frames()
@@ -195,25 +217,4 @@ impl Session {
     pub fn block_frames(&self) -> usize {
         self.shape[1]
     }
-}
-
-/// Names of the options that differ, with both values.
-fn difference(there: &State, here: &State) -> Result<String> {
-    let (there, here) = (serde_json::to_value(there)?, serde_json::to_value(here)?);
-    let mut found = Vec::new();
-    for part in ["config", "checkpoint", "start"] {
-        match (there[part].as_object(), here[part].as_object()) {
-            (Some(a), Some(b)) => found.extend(a.iter().filter(|(name, value)| b.get(*name) != Some(value)).map(
-                |(name, value)| {
-                    format!(
-                        "{name} {value} and not {}",
-                        b.get(name).unwrap_or(&serde_json::Value::Null)
-                    )
-                },
-            )),
-            _ if there[part] != here[part] => found.push(format!("{part} {} and not {}", there[part], here[part])),
-            _ => {}
-        }
-    }
-    Ok(found.join(", "))
 }

@@ -7,12 +7,14 @@ use packforcing_video::sample::{Generator, Times};
 use packforcing_video::world::{FPS, Score};
 use serde::Serialize;
 
-use super::session::{Row, Session, State};
+use super::session::{FILM, Row, Session, State};
 use super::{Options, Whole};
+use crate::chart;
 use crate::chart::{BLUE, GREEN, Line, ORANGE, Panel, Style};
+use crate::media::ffmpeg;
 use crate::media::png::Image;
 use crate::media::tensor;
-use crate::{chart, output};
+use crate::output::{self, say};
 
 /// Frames in the contact sheet.
 const SHOWN: usize = 12;
@@ -116,22 +118,23 @@ pub fn write(
     output::write(&options.out, "chart.png", &draw(&report)?.png()?)?;
     output::write(&options.out, "frames.png", &sheet.png()?)?;
 
-    println!(
+    say!(
         "made      {} frames in {seconds:.1} s, {:.0} a second",
-        report.frames, report.fps
+        report.frames,
+        report.fps
     );
     if let Some(last) = last {
-        println!(
+        say!(
             "cache     {:.2} MB, {} tokens in sight of a block",
             last.cache_bytes as f64 / 1e6,
             last.context_tokens
         );
     }
     if let (Some(early), Some(late)) = (early, late) {
-        println!("a block   {early:.1} ms early, {late:.1} ms late: {:.2}", late / early);
+        say!("a block   {early:.1} ms early, {late:.1} ms late: {:.2}", late / early);
     }
     let t = report.time_shares;
-    println!(
+    say!(
         "time      model {:.0}%, attention {:.0}%, selection {:.1}%, merging {:.1}%, steps {:.1}%",
         100.0 * t.model,
         100.0 * t.attention,
@@ -140,7 +143,7 @@ pub fn write(
         100.0 * t.steps
     );
     if let Some(i) = &report.identity {
-        println!(
+        say!(
             "identity  {:.1}% right over 5 s with motion; {:.1}% over all {:.0} s, {:.1}% in the last 5",
             100.0 * i.motion_5_s,
             100.0 * i.look,
@@ -149,17 +152,21 @@ pub fn write(
         );
     }
     if let Some(full) = &report.full_history {
-        println!(
+        say!(
             "whole     the whole history took {:.1} times as long (its last blocks {}) and {:.1} times the memory",
             full.times_slower,
             full.times_slower_late.map_or("-".into(), |n| format!("{n:.1}")),
             full.times_larger
         );
     }
-    println!(
-        "\nwrote video.gif, video.y4m, frames.png, chart.png and report.json into {}",
-        options.out.display()
-    );
+    let (film, out) = (options.out.join(FILM), options.out.display());
+    let files = "video.gif, video.y4m, frames.png, chart.png and report.json";
+    match ffmpeg::mp4(&options.out.join("video.y4m"), &film, session.zoom()) {
+        Ok(true) => say!("\nwrote {FILM}, {files} into {out}"),
+        Ok(false) => say!("\nwrote {files} into {out}\n(no {FILM}: an ffmpeg with an encoder of H.264 makes it)"),
+        // The video is there without it.
+        Err(error) => say!("\nwrote {files} into {out}\n(no {FILM}: {error:#})"),
+    }
     Ok(())
 }
 

@@ -6,9 +6,15 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use packforcing_video::train::{Clips, ShortClip};
+use packforcing_video::world::FPS;
 
-use crate::media::movie::Movie;
-use crate::media::tensor;
+use crate::media::film::{Film, Wish};
+use crate::media::tensor::{self, Fingerprint};
+
+/// What the names of clips end with.
+const ENDINGS: [&str; 9] = ["avi", "gif", "m4v", "mkv", "mov", "mp4", "mpg", "webm", "y4m"];
+/// What all clips may take up as numbers.
+const MOST_BYTES: usize = 8 << 30;
 
 /// All clips of a folder, in memory.
 #[derive(Debug)]
@@ -19,45 +25,62 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Reads every y4m, gif and mp4 file; what is broken, too short or of another size is an error that names it.
-    pub fn open(folder: &Path, frames: usize, context_dim: usize) -> Result<Folder> {
+    /// Reads every clip of the folder, at the world's rate. The first one decides the size: another is made so by ffmpeg or
+    /// refused. What is broken, too short or too large is an error that names it; names that begin with a dot are passed over.
+    pub fn open(folder: &Path, frames: usize, context_dim: usize, unsaid_fps: Option<f64>) -> Result<Folder> {
         let name = folder.display().to_string();
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).with_context(|| name.clone())? {
             let path = entry.with_context(|| name.clone())?.path();
+            let hidden = path
+                .file_name()
+                .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
             let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-            if matches!(ending.as_deref(), Some("y4m" | "gif" | "mp4")) {
+            if !hidden && ending.is_some_and(|ending| ENDINGS.contains(&&*ending)) {
                 files.push(path);
             }
         }
-        ensure!(!files.is_empty(), "{name}: no clips (.y4m, .gif, .mp4) in this folder");
+        ensure!(
+            !files.is_empty(),
+            "{name}: no clips ({}) in this folder",
+            ENDINGS.join(", ")
+        );
         // The order of a folder is the system's.
         files.sort();
         let mut clips = Vec::new();
-        let mut first = None;
+        let mut wish = Wish {
+            fps: FPS,
+            size: None,
+            pixels: None,
+            unsaid_fps,
+        };
+        let mut left = MOST_BYTES;
         for file in &files {
-            let movie = Movie::open(file)?;
-            let (file, size, count) = (file.display(), movie.size(), movie.frames.len());
-            let (of, expected) = first.get_or_insert_with(|| (file.to_string(), size));
-            ensure!(
-                size == *expected,
-                "{file}: {} x {} pixels, and {of} has {} x {}: all clips must have one size",
-                size.0,
-                size.1,
-                expected.0,
-                expected.1
-            );
+            let mut film = Film::open(file, &wish)?;
+            wish.size = Some(film.size());
+            let pictures = film.rest(left)?;
+            film.warn();
+            let (file, count) = (file.display(), pictures.len());
             ensure!(
                 count >= frames,
-                "{file}: {count} frames are too few, {frames} are learned from"
+                "{file}: {count} frames at {FPS} a second are too few, {frames} are learned from"
             );
-            clips.push(tensor::of_frames(&movie.frames).with_context(|| file.to_string())?);
+            let clip = tensor::of_frames(&pictures).with_context(|| file.to_string())?;
+            left = left.saturating_sub(4 * clip.elem_count());
+            clips.push(clip);
         }
         Ok(Folder {
             clips,
             frames,
             context_dim,
         })
+    }
+
+    /// By which the clips, and how many frames are learned from, are known again.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = Fingerprint::default();
+        self.clips.iter().try_for_each(|clip| hash.add(clip))?;
+        Ok(format!("{hash} by {}", self.frames))
     }
 
     pub fn count(&self) -> usize {

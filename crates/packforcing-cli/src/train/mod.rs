@@ -9,12 +9,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Args;
-use packforcing_video::train::{Clips, TrainConfig, Trainer};
+use packforcing_video::train::{Clips, Description, TrainConfig, Trainer};
 use packforcing_video::world::{self, World};
 use packforcing_video::{CompressorConfig, Config};
 
-use crate::device::Wanted;
-use crate::{output, progress};
+use crate::device::ModelDevice;
+use crate::output::{self, say};
+use crate::progress;
 use clips::Folder;
 use curve::Curve;
 
@@ -27,8 +28,11 @@ const MODEL: &str = "model.safetensors";
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("data").required(true).args(["clips", "synthetic"])))]
 pub struct Options {
-    /// A folder of clips (y4m, gif, or mp4 where built with it), all of one size
+    /// A folder of clips: y4m and gif of one size, and whatever the program ffmpeg reads
     clips: Option<PathBuf>,
+    /// Frames a second of clips that do not say
+    #[arg(long, value_name = "N", value_parser = crate::media::fps)]
+    clip_fps: Option<f64>,
     /// Clips of the built-in world, whose truth is known: 5 seconds at 8 frames a second, without end
     #[arg(long)]
     synthetic: bool,
@@ -48,8 +52,8 @@ pub struct Options {
     #[arg(long, default_value_t = TrainConfig::default().seed)]
     seed: u64,
     /// Where it runs
-    #[arg(long, value_enum, default_value_t = Wanted::Cpu)]
-    device: Wanted,
+    #[arg(long, value_enum, default_value_t = ModelDevice::Best)]
+    device: ModelDevice,
     /// Where checkpoints, losses and the loss curve go
     #[arg(long, value_name = "DIR", default_value = "out/train")]
     out: PathBuf,
@@ -96,9 +100,15 @@ pub fn run(options: &Options) -> Result<()> {
     let model = Config::tiny(3);
     match &options.clips {
         Some(folder) => {
-            let clips = Folder::open(folder, options.frames, model.context_dim)?;
+            let clips = Folder::open(folder, options.frames, model.context_dim, options.clip_fps)?;
             let (rows, cols) = clips.size();
-            let data = format!("{} clips of {}", clips.count(), folder.display());
+            // Another folder may hold the same clips: they are known by their numbers.
+            let data = format!(
+                "{} clips of {}, {}",
+                clips.count(),
+                folder.display(),
+                clips.fingerprint()?
+            );
             train(options, &model, &clips, [rows, cols], &data)
         }
         None => {
@@ -125,10 +135,18 @@ fn train(options: &Options, model: &Config, clips: &(impl Clips + Sync), size: [
         .with_context(|| data.to_string())?;
     let device = options.device.open()?;
     let device: &Device = &device;
-    output::prepare(&options.out)?;
+    let _lock = output::prepare(&options.out)?;
     let (run, shipped) = (options.out.join(RUN), options.out.join(MODEL));
     let mut curve = Curve::new(&options.out);
     let mut trainer = if options.resume {
+        let there = Description::read(&run)?;
+        let learned = |data: &str| data.rsplit(", ").next().map(str::to_string);
+        ensure!(
+            learned(&there.data) == learned(data),
+            "--resume: {}: the run learned from {}, and not from {data}",
+            run.display(),
+            there.data
+        );
         let trainer = Trainer::resume(&run, model, &compressor, &config, device)?;
         curve.read(trainer.done())?;
         trainer
@@ -140,24 +158,23 @@ fn train(options: &Options, model: &Config, clips: &(impl Clips + Sync), size: [
         );
         Trainer::new(model, &compressor, &config, device)?
     };
-    println!(
+    say!(
         "model     {:.1} million numbers, {} x {} pixels",
         trainer.numbers() as f64 / 1e6,
         size[1],
         size[0]
     );
-    println!("clips     {data}");
-    println!("steps     {} of {}", trainer.done(), config.steps);
+    say!("clips     {data}");
+    say!("steps     {} of {}", trainer.done(), config.steps);
 
     let bar = progress::bar(config.steps as usize, "steps");
-    bar.set_position(trainer.done());
-    bar.reset_eta();
+    bar.begin_at(trainer.done());
     let mut saved = Instant::now();
     while trainer.done() < config.steps {
         let report = trainer.step(clips)?;
         curve.add(report.loss);
         bar.set_message(format!("loss {:.4}", curve.recent()));
-        bar.inc(1);
+        bar.inc();
         let last = trainer.done() == config.steps;
         if trainer.done() % options.save_every == 0 || last {
             // The curve first: without its checkpoint it is cut at the next start.
@@ -166,7 +183,7 @@ fn train(options: &Options, model: &Config, clips: &(impl Clips + Sync), size: [
             trainer.save(&shipped, size, data, false)?;
             let minutes = saved.elapsed().as_secs_f64() / 60.0;
             bar.suspend(|| {
-                println!(
+                say!(
                     "step {}: loss {:.4}, {minutes:.1} minutes",
                     trainer.done(),
                     curve.recent()
@@ -175,8 +192,8 @@ fn train(options: &Options, model: &Config, clips: &(impl Clips + Sync), size: [
             saved = Instant::now();
         }
     }
-    bar.finish_and_clear();
-    println!(
+    bar.finish();
+    say!(
         "\nwrote {MODEL}, {RUN}, losses.csv and loss.png into {}",
         options.out.display()
     );

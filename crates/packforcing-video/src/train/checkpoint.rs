@@ -172,10 +172,12 @@ impl Trainer {
             Err(Error::Checkpoint { file, reason })
         };
         if (&there.model, &there.compressor) != (model, compressor) {
-            return refuse(format!("of another model: {:?}, {:?}", there.model, there.compressor));
+            let model = differences(&there.model, model);
+            let compressor = differences(&there.compressor, compressor);
+            return refuse(format!("of another model: {}", [model, compressor].join(" ").trim()));
         }
         if there.train != *config {
-            return refuse(format!("trained another way: {:?} and not {config:?}", there.train));
+            return refuse(format!("trained another way: {}", differences(&there.train, config)));
         }
         let kept = FileWeights::open(&[file], "", DType::F32, device)?;
         if !kept.has(&format!("{}proj_out.weight", TRAINED[0])) {
@@ -200,6 +202,42 @@ impl Trainer {
         trainer.done = there.steps;
         Ok(trainer)
     }
+}
+
+impl Description {
+    /// That of a checkpoint, from its header alone.
+    ///
+    /// # Errors
+    ///
+    /// A file that is no checkpoint.
+    pub fn read(file: impl AsRef<Path>) -> Result<Description> {
+        describe(file.as_ref())
+    }
+}
+
+/// The fields in which two descriptions differ, by name, with both values.
+pub fn differences(there: &impl Serialize, here: &impl Serialize) -> String {
+    fn walk(name: &str, there: &serde_json::Value, here: &serde_json::Value, found: &mut Vec<String>) {
+        match (there, here) {
+            (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
+                for (key, value) in a {
+                    let name = if name.is_empty() {
+                        key.clone()
+                    } else {
+                        format!("{name}.{key}")
+                    };
+                    walk(&name, value, b.get(key).unwrap_or(&serde_json::Value::Null), found);
+                }
+            }
+            _ if there != here => found.push(format!("{name} {there} and not {here}")),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    // Numbers and texts: they are always written.
+    let [there, here] = [serde_json::to_value(there), serde_json::to_value(here)].map(Result::unwrap_or_default);
+    walk("", &there, &here, &mut found);
+    found.join(", ")
 }
 
 /// The description in a file's header.

@@ -21,7 +21,7 @@ use crate::model::Model;
 use crate::weights::{RandomWeights, Weights};
 
 pub use batch::{Clips, ShortClip};
-pub use checkpoint::{Checkpoint, Description};
+pub use checkpoint::{Checkpoint, Description, differences};
 
 use batch::{Batch, Sample};
 use optimizer::{Gradients, Parameter};
