@@ -30,9 +30,10 @@ __device__ __forceinline__ void merge(const MergeStatesParams& p) {
   const float lse_b = load(address<const float>(p.b_lse) + row * p.b_lse_stride + head);
   const T* a = address<const T>(p.a_out) + row * p.a_strides[0] + head * p.a_strides[1] + d;
   const T* b = address<const T>(p.b_out) + row * p.b_strides[0] + head * p.b_strides[1] + d;
-  const bool no_a = lse_a == -INFINITY, no_b = lse_b == -INFINITY;
+  // No keys: -inf, or +inf as FlashAttention 2 has it.
+  const bool no_a = fabsf(lse_a) == INFINITY, no_b = fabsf(lse_b) == INFINITY;
   Vec<T, kLane> merged;
-  float lse = no_a ? lse_b : lse_a;
+  float lse = no_a ? (no_b ? -INFINITY : lse_b) : lse_a;
   if (no_a && no_b) {
 #pragma unroll
     for (int i = 0; i < kLane; i++) merged[i] = from_float<T>(0.0f);

@@ -416,6 +416,7 @@ fn bad_input_is_named() {
         ("empty.safetensors", Vec::new(), "not a checkpoint"),
         ("nan.safetensors", nan, "not finite"),
         ("shape.safetensors", wider, "of another shape"),
+        ("pickle.pt", b"PK\x03\x04 and so on".to_vec(), "a pickle of PyTorch's"),
         (
             "text.safetensors",
             b"hello, this is not a checkpoint".to_vec(),
@@ -426,6 +427,27 @@ fn bad_input_is_named() {
         folder.refuses(&checkpoint(name), &[name, told]);
     }
     folder.refuses(&checkpoint("none.safetensors"), &["none.safetensors"]);
+    // Of one tensor the type, and of one the name: headers keep their length.
+    let retyped = |from: &str, to: &str| {
+        let changed = text.replacen(from, to, 1);
+        assert_eq!(changed.len(), text.len());
+        assert_ne!(changed, text);
+        [&shipped[..8], changed.as_bytes(), &shipped[header..]].concat()
+    };
+    fs::write(folder.at("whole.safetensors"), retyped("\"F16\"", "\"I16\"")).unwrap();
+    folder.refuses(
+        &checkpoint("whole.safetensors"),
+        &["whole.safetensors", "has numbers of I16"],
+    );
+    fs::write(
+        folder.at("scaled.safetensors"),
+        retyped(".attn1.norm_k.weight\"", ".attn1k.scale_weight\""),
+    )
+    .unwrap();
+    folder.refuses(
+        &checkpoint("scaled.safetensors"),
+        &["scaled.safetensors", ".scale_weight", "not taken"],
+    );
     folder.refuses(
         &["sample", "--seconds", "0.2", "--out", "new"],
         &["--seconds 0.2", "has 0.5 s already", "1 is the next block"],

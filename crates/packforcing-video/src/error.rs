@@ -64,6 +64,15 @@ pub enum WeightsFault {
     },
     /// A tensor with a NaN or an infinity.
     NotFinite(String),
+    /// A tensor whose numbers are not of a type that weights have.
+    Dtype {
+        /// Its name.
+        name: String,
+        /// What they are.
+        dtype: String,
+    },
+    /// Weights in 8 bits with factors beside them, by the name of one of these.
+    Scaled(String),
 }
 
 impl fmt::Display for WeightsFault {
@@ -85,6 +94,16 @@ impl fmt::Display for WeightsFault {
                 Ok(())
             }
             WeightsFault::NotFinite(name) => write!(f, "{name} has numbers that are not finite"),
+            WeightsFault::Dtype { name, dtype } => {
+                write!(
+                    f,
+                    "{name} has numbers of {dtype}; weights are taken in f32, f16, bf16 and f64"
+                )
+            }
+            WeightsFault::Scaled(name) => write!(
+                f,
+                "its weights are 8-bit numbers with factors of their own ({name}), which are not taken: use the file in bf16 or f16"
+            ),
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! The names inside this crate are diffusers'.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use candle_core::safetensors::{BufferedSafetensors, MmapedSafetensors};
@@ -40,6 +42,22 @@ enum Tensors {
 }
 
 impl Tensors {
+    fn names(&self) -> Vec<String> {
+        let named = match self {
+            Tensors::Mapped(tensors) => tensors.tensors(),
+            Tensors::Read(tensors) => tensors.tensors(),
+        };
+        named.into_iter().map(|(name, _)| name).collect()
+    }
+
+    fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
+        let view = match self {
+            Tensors::Mapped(tensors) => tensors.get(name),
+            Tensors::Read(tensors) => tensors.get(name),
+        };
+        view.ok().map(|view| view.dtype())
+    }
+
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let view = match self {
             Tensors::Mapped(tensors) => tensors.get(name),
@@ -54,6 +72,25 @@ impl Tensors {
             Tensors::Read(tensors) => tensors.load(name, device),
         }
     }
+}
+
+/// How names end under which the factors of 8-bit weights are shared.
+const FACTORS: [&str; 4] = [".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8"];
+
+/// What a file is that is no safetensors file, by how it begins.
+pub(crate) fn instead(begin: &[u8]) -> Option<&'static str> {
+    let is = |what: &[u8]| begin.starts_with(what);
+    Some(match () {
+        () if begin.is_empty() => "it is empty",
+        () if is(b"version https://git-lfs") => "it is a pointer of git-lfs: git lfs pull fetches the file itself",
+        () if is(b"PK\x03\x04") || is(b"\x80\x02") => {
+            "it is a pickle of PyTorch's: convert it (safetensors.torch.save_file of its state dict)"
+        }
+        () if is(b"<") => "it is a page of HTML: what was downloaded is the page about it",
+        () if is(b"{") => "it is JSON: an index names the files that hold the weights, which are opened together",
+        () if is(b"GGUF") => "it is a GGUF file",
+        _ => return None,
+    })
 }
 
 /// The one tensor that tells the schemes apart.
@@ -75,7 +112,12 @@ impl FileWeights {
         // names checkpoints, which nobody writes in place (ours are renamed into place). Their
         // headers are checked before anything is read.
         let tensors = unsafe { MmapedSafetensors::multi(files) };
-        FileWeights::new(file, tensors.map(Tensors::Mapped), prefix, dtype, device)
+        let mut begin = Vec::new();
+        if tensors.is_err() {
+            // What it cannot read either is told by candle's error.
+            let _ = File::open(&file).and_then(|file| file.take(64).read_to_end(&mut begin));
+        }
+        FileWeights::new(file, (tensors.map(Tensors::Mapped), &begin), prefix, dtype, device)
     }
 
     /// The same of one file that is in memory already, by this name in errors.
@@ -85,20 +127,32 @@ impl FileWeights {
     /// As [`FileWeights::open`].
     pub fn from_bytes(name: &str, bytes: &[u8], dtype: DType, device: &Device) -> Result<FileWeights> {
         let tensors = BufferedSafetensors::new(bytes.to_vec());
-        FileWeights::new(name.into(), tensors.map(Tensors::Read), "", dtype, device)
+        let begin = &bytes[..bytes.len().min(64)];
+        FileWeights::new(name.into(), (tensors.map(Tensors::Read), begin), "", dtype, device)
     }
 
     fn new(
         file: std::path::PathBuf,
-        tensors: candle_core::Result<Tensors>,
+        (tensors, begin): (candle_core::Result<Tensors>, &[u8]),
         prefix: &str,
         dtype: DType,
         device: &Device,
     ) -> Result<FileWeights> {
         let tensors = tensors.map_err(|e| Error::Weights {
             file: file.clone(),
-            fault: WeightsFault::Unreadable(e.to_string()),
+            fault: WeightsFault::Unreadable(match instead(begin) {
+                Some(hint) => format!("{hint} ({e})"),
+                None => e.to_string(),
+            }),
         })?;
+        // Without its factors such a file gives garbage and no error.
+        let factors = |name: &String| FACTORS.iter().any(|ending| name.ends_with(ending));
+        if let Some(name) = tensors.names().into_iter().find(factors) {
+            return Err(Error::Weights {
+                file,
+                fault: WeightsFault::Scaled(name),
+            });
+        }
         Ok(FileWeights {
             file,
             original: tensors.shape(&format!("{prefix}{TELLING}")).is_some(),
@@ -151,6 +205,17 @@ impl Weights for FileWeights {
         if there != shape {
             self.wrong.push((here, shape.to_vec(), there));
             return stand_in();
+        }
+        use safetensors::Dtype;
+        let dtype = self.tensors.dtype(&here);
+        if let Some(dtype) = dtype.filter(|d| !matches!(d, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)) {
+            return Err(Error::Weights {
+                file: self.file.clone(),
+                fault: WeightsFault::Dtype {
+                    name: here,
+                    dtype: format!("{dtype:?}"),
+                },
+            });
         }
         let tensor = self.tensors.load(&here, &self.device)?;
         // A sum of finite numbers in f32 may overflow; of their zeros it does not.
@@ -249,5 +314,27 @@ impl Weights for RandomWeights {
             _ => self.normal(shape, (fan_in.max(1) as f64).sqrt().recip())?,
         };
         Ok(tensor.to_dtype(self.dtype)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_safetensors_file_is_told() {
+        for (bytes, told) in [
+            (&b""[..], "it is empty"),
+            (b"PK\x03\x04 and so on", "a pickle of PyTorch's"),
+            (b"\x80\x02 and so on", "a pickle of PyTorch's"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            (b"<!DOCTYPE html>", "HTML"),
+            (b"{\"weight_map\": {}}", "an index names the files"),
+            (b"GGUF\x03\0\0\0", "GGUF"),
+        ] {
+            let error = FileWeights::from_bytes("model", bytes, DType::F32, &Device::Cpu).err();
+            let text = error.map(|e| e.to_string()).unwrap_or_default();
+            assert!(text.contains("model") && text.contains(told), "{told}: {text}");
+        }
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn merge_states<T: Float>(
 }
 
 fn merge_row<T: Float>((a, lse_a): (&[T], f32), (b, lse_b): (&[T], f32), out: &mut [T]) -> f32 {
-    match (lse_a == f32::NEG_INFINITY, lse_b == f32::NEG_INFINITY) {
+    match (lse_a.is_infinite(), lse_b.is_infinite()) {
         (true, true) => {
             out.fill(T::from_f32(0.0));
             f32::NEG_INFINITY

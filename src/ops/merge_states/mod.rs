@@ -34,8 +34,8 @@ struct Shape {
 /// `out = (a e^lse_a + b e^lse_b) / (e^lse_a + e^lse_b)`, `lse = ln(e^lse_a + e^lse_b)`
 ///
 /// (the split-softmax identity of Milakov and Gimelshein, *Online normalizer calculation for
-/// softmax*, arXiv 1805.02867). A side whose LSE is -inf saw no keys: the other one comes out bit
-/// for bit. Where both are, `out` is 0 and `lse` -inf. That is how a context of two dtypes, or one
+/// softmax*, arXiv 1805.02867). A side whose LSE is -inf, or +inf as FlashAttention 2 writes it, saw no
+/// keys: the other one comes out bit for bit. Where both are, `out` is 0 and `lse` -inf. That is how a context of two dtypes, or one
 /// spread over two devices, is put together. f32, f16 and bf16 on every device, computed in f32;
 /// kernels want rows on 16-byte boundaries and of whole 16 bytes.
 ///

@@ -13,7 +13,7 @@ use crate::compressor::{Compressor, CompressorConfig};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::weights::{FileWeights, Weights};
+use crate::weights::{FileWeights, Weights, instead};
 
 /// Name of the description in the header.
 const KEY: &str = "packforcing";
@@ -261,8 +261,12 @@ fn read_description(file: &Path, mut from: impl Read) -> Result<Description> {
         from.take(length.min(LONGEST)).read_to_end(&mut header)
     });
     read.map_err(|e| fails(format!("not a checkpoint: {e}")))?;
-    let header: serde_json::Value =
-        serde_json::from_slice(&header).map_err(|_| fails("not a checkpoint: no safetensors header".into()))?;
+    let parsed = serde_json::from_slice(&header);
+    let header: serde_json::Value = parsed.map_err(|_| {
+        let begin = [&length[..], &header[..header.len().min(56)]].concat();
+        let hint = instead(&begin).unwrap_or("no safetensors header");
+        fails(format!("not a checkpoint: {hint}"))
+    })?;
     let text = header["__metadata__"][KEY].as_str();
     let text = text.ok_or_else(|| fails("not a checkpoint of this project: its header does not describe it".into()))?;
     serde_json::from_str(text).map_err(|e| fails(format!("its description is of another kind: {e}")))
