@@ -189,6 +189,7 @@ fn sources(name: &str) -> Folder {
     folder.write("s.y4m", &source(SIZE, 24, "F8:1"));
     folder.write("large.y4m", &source((320, 240), 24, "F8:1"));
     folder.write("fast.y4m", &source(SIZE, 40, "F25:1"));
+    assert!(folder.ffmpeg("-f lavfi -i color=red:s=64x64 -frames:v 1", "red.png"));
     folder
 }
 
@@ -260,18 +261,18 @@ fn whatever_ffmpeg_reads() {
         ),
         (
             "vp8.webm",
-            "-i s.y4m -c:v libvpx -crf 4 -b:v 4M -pix_fmt yuv420p".into(),
+            "-i s.y4m -vf scale=out_range=tv -c:v libvpx -crf 4 -b:v 4M -pix_fmt yuv420p".into(),
             all.clone(),
         ),
-        ("mpeg4.avi", "-i s.y4m -c:v mpeg4 -q:v 1".into(), all.clone()),
+        ("mpeg4.avi", "-i s.y4m -vf scale=out_range=tv -c:v mpeg4 -q:v 1".into(), all.clone()),
         (
             "mjpeg.avi",
             "-i s.y4m -c:v mjpeg -q:v 1 -pix_fmt yuvj444p".into(),
             all.clone(),
         ),
-        ("prores.mov", "-i s.y4m -c:v prores_ks -profile:v 4".into(), all.clone()),
+        ("prores.mov", "-i s.y4m -vf scale=out_range=tv -c:v prores_ks -profile:v 4".into(), all.clone()),
         ("ffv1.mkv", "-i s.y4m -c:v ffv1".into(), all.clone()),
-        ("flv.flv", "-i s.y4m -c:v flv -q:v 1".into(), all.clone()),
+        ("flv.flv", "-i s.y4m -vf scale=out_range=tv -c:v flv -q:v 1".into(), all.clone()),
         ("stream.ts", format!("-i s.y4m {x264}"), all.clone()),
         (
             "theora.ogv",
@@ -285,7 +286,7 @@ fn whatever_ffmpeg_reads() {
         ),
         (
             "cover.mp4",
-            "-i s.y4m -f lavfi -i color=red:s=64x64:d=1 -map 0:v -map 1:v -c:v:0 libx264 -crf:v:0 4 -pix_fmt:v:0 yuv420p -c:v:1 png -frames:v:1 1 -disposition:v:1 attached_pic".into(),
+            "-i s.y4m -i red.png -map 0 -map 1 -c:v:0 libx264 -crf:v:0 4 -pix_fmt:v:0 yuv420p -c:v:1 copy -disposition:v:1 attached_pic".into(),
             all.clone(),
         ),
         ("large.mp4", format!("-i large.y4m {x264}"), (0..24).collect()),
@@ -333,7 +334,11 @@ fn whatever_ffmpeg_reads() {
     let folder = sources("ffmpeg");
     // A film that stands on its side, and one that is played from its seventeenth frame on.
     assert!(folder.ffmpeg(&format!("-i s.y4m -vf transpose=cclock {x264}"), "lying.mp4"));
-    assert!(folder.ffmpeg("-i lying.mp4 -c copy -metadata:s:v rotate=270", "phone.mp4"));
+    // Versions before 6 knew the second way alone, those from 6 on know the first.
+    assert!(
+        folder.ffmpeg("-display_rotation:v:0 90 -i lying.mp4 -c copy", "phone.mp4")
+            || folder.ffmpeg("-i lying.mp4 -c copy -metadata:s:v rotate=270", "phone.mp4")
+    );
     let (film, _) = folder.starts("phone.mp4", 24, &[]);
     assert_shows("phone.mp4", &film, &all, 24);
     assert!(folder.ffmpeg(&format!("-i s.y4m {x264} -g 999"), "one_i.mp4"));

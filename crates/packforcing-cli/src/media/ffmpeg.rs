@@ -138,7 +138,7 @@ impl Ffmpeg {
         let complaints = self.complaints.take().and_then(|thread| thread.join().ok());
         if !status.success() {
             let said: Vec<String> = complaints.into_iter().flatten().collect();
-            bail!("ffmpeg: {}", said.join("; "));
+            bail!("ffmpeg: {status}: {}", said.join("; "));
         }
         Ok(())
     }
