@@ -169,11 +169,11 @@ fn what_cannot_be_trained_is_refused() {
     let other = TrainConfig { shift: 4.0, ..config() };
     says(
         resume(&file, &other),
-        &["run.safetensors", "trained another way", "shift: 4.0"],
+        &["run.safetensors", "trained another way", "shift 3.0 and not 4.0"],
     );
     let wider = Config { ffn_dim: 96, ..model() };
     let resumed = Trainer::resume(&file, &wider, &compressor(), &config(), &Device::Cpu);
-    says(resumed, &["run.safetensors", "another model"]);
+    says(resumed, &["run.safetensors", "another model", "ffn_dim"]);
     let bytes = std::fs::read(&file).expect("a file");
     let broken = [
         (&bytes[..bytes.len() - 1], "can be read: "),
