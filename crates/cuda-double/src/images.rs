@@ -128,15 +128,14 @@ pub unsafe fn load(table: &[Image], image: *const u8, settings: &Settings) -> Re
         };
     }
     // The header says how long it is itself, and how much follows.
+    // SAFETY: a fatbin begins with sixteen bytes of header, and is as long as they say.
     let bytes = unsafe {
-        // SAFETY: a fatbin begins with sixteen bytes of header.
         let header = std::slice::from_raw_parts(image, 16);
         let own = u64::from(u16::from_le_bytes([header[6], header[7]]));
         let rest = header[8..16]
             .iter()
             .rev()
             .fold(0u64, |n, &byte| n << 8 | u64::from(byte));
-        // SAFETY: as long as it says that it is.
         std::slice::from_raw_parts(image, (own + rest) as usize)
     };
     let hash = hash(bytes);
