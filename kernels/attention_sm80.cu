@@ -190,13 +190,13 @@ __device__ __forceinline__ void attend(const AttentionParams& p) {
 #pragma unroll
       for (int n = 0; n < kKeys / 8; n++) top = fmaxf(top, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
       const float shrink = rows[r].raise(fmaf(quad_max(top), by, bias));
-      const float offset = bias - rows[r].base();
+      const Exponent e = exponent(s, r, rows[r], by, bias);
       float sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < kKeys / 8; n++) {
 #pragma unroll
         for (int i = 2 * r; i < 2 * r + 2; i++) {
-          s[n][i] = ex2(fmaf(s[n][i], by, offset));
+          s[n][i] = ex2(fmaf(s[n][i], e.factor, e.offset));
           sum += s[n][i];
         }
       }

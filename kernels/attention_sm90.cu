@@ -334,7 +334,7 @@ __device__ __forceinline__ float complete(float (&s)[B::kKeys / 8][4], typename 
   return scale;
 }
 
-// Makes weights of logits, in place. Where a row's maximum grew `true` comes back to the whole warp, and in
+// Makes weights of logits, in place. Where a row's maximum grew (or is coarse) `true` comes back to the whole warp, and in
 // `shrink` what results so far are to be multiplied by: after the first tiles that is seldom.
 template <class B>
 __device__ __forceinline__ bool weigh(float (&s)[B::kKeys / 8][4], SoftmaxRow (&rows)[2], float (&shrink)[2], float by,
@@ -347,20 +347,30 @@ __device__ __forceinline__ bool weigh(float (&s)[B::kKeys / 8][4], SoftmaxRow (&
 #pragma unroll
     for (int n = 0; n < B::kKeys / 8; n++) x = fmaxf(x, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
     top[r] = fmaf(quad_max(x), by, bias);
-    grew |= top[r] > rows[r].max;
+    grew |= top[r] > rows[r].max || rows[r].coarse();
   }
   const bool raise = __any_sync(0xffffffffu, grew);
+  Exponent e[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     shrink[r] = 1.0f;
-    if (raise) shrink[r] = rows[r].raise(top[r]);
-    const float offset = bias - rows[r].base();
+    e[r] = {by, bias - rows[r].base()};
+  }
+  if (raise) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      shrink[r] = rows[r].raise(top[r]);
+      e[r] = exponent(s, r, rows[r], by, bias);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
     float sum = 0.0f;
 #pragma unroll
     for (int n = 0; n < B::kKeys / 8; n++) {
 #pragma unroll
       for (int i = 2 * r; i < 2 * r + 2; i++) {
-        s[n][i] = ex2(fmaf(s[n][i], by, offset));
+        s[n][i] = ex2(fmaf(s[n][i], e[r].factor, e[r].offset));
         sum += s[n][i];
       }
     }

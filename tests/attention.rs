@@ -254,6 +254,44 @@ fn exact_cases(device: &Device) {
     }
 }
 
+/// Logits that f32 rounds to hundreds: keys that are alike weigh alike, those one step below nothing.
+fn large_logits(device: &Device) {
+    let mut rng = Rng::new("large");
+    let by_slot = Part {
+        slot_bias: true,
+        ..part(20)
+    };
+    let streams = [vec![part(64)], vec![part(150), part(37)], vec![by_slot, part(130)]];
+    for (&dtype, dim, stream) in dtypes(device)
+        .iter()
+        .flat_map(|d| [64, 128].map(|dim| (d, dim)))
+        .flat_map(|(d, dim)| streams.iter().map(move |stream| (d, dim, stream)))
+    {
+        for sign in [1.0, -1.0] {
+            let mut problem = Problem::random(&mut rng, dtype, 70, [2, 1], dim, std::slice::from_ref(stream));
+            let (top, below) = if sign > 0.0 {
+                (29_952.0, 29_696.0)
+            } else {
+                (-29_696.0, -29_952.0)
+            };
+            problem.scale = (dim as f32).sqrt().recip();
+            problem.q.fill(29_952.0);
+            problem.bias[0].fill(0.0);
+            // Every third key is one step below the others.
+            let keys = problem.k[0].chunks_mut(dim).zip(problem.v[0].chunks_mut(dim));
+            for (j, (k, v)) in keys.enumerate() {
+                k.fill(if j % 3 == 1 { below } else { top });
+                v.fill(if j % 3 == 1 { 100.0 } else { 1.5 });
+            }
+            let (out, lse) = problem.placed(device, 32, &mut rng).run();
+            assert!(out.iter().all(|&x| x == 1.5), "{dtype}, {dim}, {stream:?}: {out:?}");
+            let right = 29_952.0 * top * (dim as f32).sqrt();
+            let near = |x: &f32| (x - right).abs() <= 1e-6 * right.abs();
+            assert!(lse.iter().all(near), "{dtype}, {dim}, {stream:?}: {lse:?} for {right}");
+        }
+    }
+}
+
 /// NaN shows where the formula has it and nowhere else; infinities end.
 fn not_numbers(device: &Device) {
     let mut rng = Rng::new("nan");
@@ -640,6 +678,7 @@ fn main() -> std::process::ExitCode {
         .on_cards("streams_do_not_meet", streams_do_not_meet)
         .on_cards("nothing_to_attend_to", nothing_to_attend_to)
         .on_cards("exact_cases", exact_cases)
+        .on_cards("large_logits", large_logits)
         .on_cards("not_numbers", not_numbers)
         .on_cards("strided", strided)
         .on_cards("optional_parts", optional_parts)

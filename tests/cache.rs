@@ -41,6 +41,12 @@ fn tolerance(dtype: DType) -> f64 {
     }
 }
 
+/// What does not fill a cell is left out.
+const WHOLE_CELLS: MeanPool = MeanPool {
+    cell: [2, 2, 2],
+    remainder: Remainder::Drop,
+};
+
 fn builder() -> PackConfigBuilder {
     PackConfig::builder()
         .layers(LAYERS)
@@ -50,7 +56,7 @@ fn builder() -> PackConfigBuilder {
         .recent(Blocks(1))
         .selected(Blocks(2))
         .archive(Blocks(4))
-        .compression(Compression::mean_pool([2, 2, 2]))
+        .compression(Compression::Mean(WHOLE_CELLS))
 }
 
 fn config(dtype: DType) -> PackConfig {
@@ -403,12 +409,8 @@ fn main() -> ExitCode {
     let mut suite = Suite::new();
 
     suite.on_cards("mean_pooled_history_is_the_models", |device| {
-        let cells = MeanPool {
-            cell: [2, 2, 2],
-            remainder: Remainder::Drop,
-        };
         for &dtype in dtypes(device) {
-            follows_the_model(device, "mean", dtype, builder(), Some(cells));
+            follows_the_model(device, "mean", dtype, builder(), Some(WHOLE_CELLS));
         }
     });
 
@@ -417,7 +419,7 @@ fn main() -> ExitCode {
             cell: [2, 2, 2],
             remainder: Remainder::Keep,
         };
-        let builder = builder().compression(Compression::Mean(cells));
+        let builder = builder().compression(Compression::mean_pool([2, 2, 2]));
         follows_the_model(device, "keep", dtypes(device)[0], builder, Some(cells));
     });
 
@@ -470,32 +472,14 @@ fn main() -> ExitCode {
     });
 
     suite.on_cards("blocks_that_end_inside_a_page_are_the_models", |device| {
-        let cells = MeanPool {
-            cell: [2, 2, 2],
-            remainder: Remainder::Drop,
-        };
-        follows_the_model(
-            device,
-            "pages",
-            dtypes(device)[0],
-            builder().page_tokens(24),
-            Some(cells),
-        );
+        let builder = builder().page_tokens(24);
+        follows_the_model(device, "pages", dtypes(device)[0], builder, Some(WHOLE_CELLS));
     });
 
     suite.on_devices("other_policies_are_the_models", |device| {
-        let cells = MeanPool {
-            cell: [2, 2, 2],
-            remainder: Remainder::Drop,
-        };
         for policy in [Policy::Newest, Policy::Random { seed: 3 }] {
-            follows_the_model(
-                device,
-                "policy",
-                dtypes(device)[0],
-                builder().policy(policy),
-                Some(cells),
-            );
+            let builder = builder().policy(policy);
+            follows_the_model(device, "policy", dtypes(device)[0], builder, Some(WHOLE_CELLS));
         }
     });
 
@@ -993,6 +977,23 @@ fn main() -> ExitCode {
         assert_eq!(config.page_tokens().0, 96);
         let total = config.bytes().total() as f64 / 1e9;
         assert!((8.5..9.5).contains(&total), "{total} GB with an archive of 120 blocks");
+        // Rows 28 and 29 of 30 too, in cells of their own.
+        let all = PackConfig::builder().compression(Compression::mean_pool([2, 4, 4]));
+        let all = all.build().expect("it fits");
+        assert_eq!(all.mid_grid().extents(), [2, 8, 13]);
+    });
+
+    // Cells that are all alike need no log sizes: a bias for all.
+    suite.on_devices("a_remainder_of_nothing_costs_nothing", |device| {
+        let kept = builder().compression(Compression::mean_pool([1, 2, 5]));
+        let pool = MeanPool {
+            cell: [1, 2, 5],
+            remainder: Remainder::Drop,
+        };
+        let dropped = builder().compression(Compression::Mean(pool));
+        let bytes = |builder: &PackConfigBuilder| builder.clone().build().expect("it fits").bytes();
+        assert_eq!(bytes(&kept), bytes(&dropped));
+        follows_the_model(device, "even", dtypes(device)[0], kept, Some(pool));
     });
 
     suite.on_devices("bytes_are_told_before_they_are_reserved", |device| {
@@ -1055,7 +1056,11 @@ fn main() -> ExitCode {
         refused(builder().archive(Blocks(1)), "archive");
         refused(builder().archive(Blocks(usize::MAX)), "archive");
         refused(builder().rope(Rope3d::wan(128)), "rope");
-        refused(builder().compression(Compression::mean_pool([4, 1, 1])), "compression");
+        let whole_cells = MeanPool {
+            cell: [4, 1, 1],
+            remainder: Remainder::Drop,
+        };
+        refused(builder().compression(Compression::Mean(whole_cells)), "compression");
         refused(builder().compression(Compression::mean_pool([0, 1, 1])), "compression");
         refused(
             builder().compression(Compression::External(Grid { rows: 9, ..GRID })),

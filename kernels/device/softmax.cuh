@@ -32,4 +32,26 @@ struct SoftmaxRow {
     max = fmaxf(max, new_max);
     return ex2(old - base());
   }
+
+  // From here on the maximum is rounded to whole numbers, and a product with a factor that is not rounded
+  // may lie any way above or below it: 2^100 times too much weight, or none.
+  __device__ __forceinline__ bool coarse() const { return fabsf(base()) >= 0x1p24f; }
 };
+
+// Exponents of weights: factor * s + offset.
+struct Exponent {
+  float factor, offset;
+};
+
+// Of logits s * by + bias, row r of an accumulator. Those of a coarse row are rounded as its maximum was,
+// in place.
+template <int N>
+__device__ __forceinline__ Exponent exponent(float (&s)[N][4], int r, const SoftmaxRow& row, float by, float bias) {
+  if (!row.coarse()) return {by, bias - row.base()};
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+#pragma unroll
+    for (int i = 2 * r; i < 2 * r + 2; i++) s[n][i] = fmaf(s[n][i], by, bias) - row.base();
+  }
+  return {1.0f, 0.0f};
+}

@@ -80,7 +80,7 @@ impl PackConfigBuilder {
     }
 
     /// Added to the logits of compressed tokens, natural log. Default: the log of the tokens that
-    /// one stands for (proportional attention) for mean pooling, 0 else.
+    /// one stands for (proportional attention) for mean pooling whose cells are all alike, 0 else.
     pub fn key_bias(mut self, bias: f32) -> PackConfigBuilder {
         self.key_bias = Some(bias);
         self
@@ -169,10 +169,9 @@ impl PackConfigBuilder {
         )?;
         c.mid_frames = self.mid_frames.unwrap_or(Frames(c.block.frames));
         c.key_bias = self.key_bias.unwrap_or(match c.compression {
-            Compression::Mean(MeanPool {
-                cell,
-                remainder: Remainder::Drop,
-            }) => (cell.iter().product::<usize>() as f64).ln() as f32,
+            Compression::Mean(pool) if !pool.uneven(c.block) => {
+                (pool.cell.iter().product::<usize>() as f64).ln() as f32
+            }
             _ => 0.0,
         });
         ensure(
@@ -229,7 +228,11 @@ impl PackConfig {
                 selected: Blocks(16),
                 archive: Blocks(120),
                 streams: 1,
-                compression: Compression::mean_pool([2, 4, 4]),
+                // The paper's 182 tokens of a block: 28 of its 30 rows.
+                compression: Compression::Mean(MeanPool {
+                    cell: [2, 4, 4],
+                    remainder: Remainder::Drop,
+                }),
                 selection: Selection::PerLayer,
                 policy: Policy::Top,
                 rope: Rope3d::wan(128),

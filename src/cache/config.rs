@@ -40,11 +40,13 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Mean pooling over cells of `[frames, rows, columns]`; what does not fill a cell is dropped.
+    /// Mean pooling over cells of `[frames, rows, columns]`; what does not fill a cell makes smaller ones, so that
+    /// everything a block showed is remembered. [`Compression::Mean`] with [`Remainder::Drop`] leaves it out, as the
+    /// paper does.
     pub const fn mean_pool(cell: [usize; 3]) -> Compression {
         Compression::Mean(MeanPool {
             cell,
-            remainder: Remainder::Drop,
+            remainder: Remainder::Keep,
         })
     }
 
@@ -221,10 +223,7 @@ impl PackConfig {
     /// Layers whose compressed tokens have log sizes of their own: none, one for all, or all.
     pub(crate) fn bias_layers(&self) -> usize {
         match self.compression {
-            Compression::Mean(MeanPool {
-                remainder: Remainder::Keep,
-                ..
-            }) => 1,
+            Compression::Mean(pool) if pool.uneven(self.block) => 1,
             Compression::Match { .. } => self.layers,
             _ => 0,
         }

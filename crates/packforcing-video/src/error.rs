@@ -54,13 +54,15 @@ pub enum Error {
 pub enum WeightsFault {
     /// It cannot be read as safetensors.
     Unreadable(String),
-    /// Tensors that are not there, by the names that the file's scheme has for them, and those of
-    /// another shape.
+    /// Tensors that are not there, by the names that the file's scheme has for them, those of another shape, and
+    /// those that this model does not have.
     Incomplete {
         /// Names.
         missing: Vec<String>,
         /// Name, expected shape, shape in the file.
         wrong: Vec<(String, Vec<usize>, Vec<usize>)>,
+        /// Names in the file.
+        surplus: Vec<String>,
     },
     /// A tensor with a NaN or an infinity.
     NotFinite(String),
@@ -79,14 +81,22 @@ impl fmt::Display for WeightsFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             WeightsFault::Unreadable(reason) => write!(f, "not a safetensors file that can be read: {reason}"),
-            WeightsFault::Incomplete { missing, wrong } => {
-                let (lines, all) = (6, missing.len() + wrong.len());
+            WeightsFault::Incomplete {
+                missing,
+                wrong,
+                surplus,
+            } => {
+                let (lines, all) = (6, missing.len() + wrong.len() + surplus.len());
                 write!(f, "{} tensors missing, {} of another shape", missing.len(), wrong.len())?;
+                if !surplus.is_empty() {
+                    write!(f, ", {} that this model does not have", surplus.len())?;
+                }
                 let wrong = wrong
                     .iter()
                     .map(|(name, expected, got)| format!("{name} is {got:?} and not {expected:?}"));
                 let missing = missing.iter().map(|name| format!("{name} is missing"));
-                let named: Vec<String> = wrong.chain(missing).take(lines).collect();
+                let surplus = surplus.iter().map(|name| format!("{name} has no place"));
+                let named: Vec<String> = wrong.chain(missing).chain(surplus).take(lines).collect();
                 write!(f, ": {}", named.join(", "))?;
                 if all > lines {
                     write!(f, " and {} more", all - lines)?;

@@ -234,7 +234,8 @@ impl Model {
         }
 
         let mut x = self.embed(latent)?;
-        let time = self.time[0].forward(&sinusoids(&per_frame, config.freq_dim)?.to_dtype(self.dtype())?)?;
+        let waves = sinusoids(&per_frame, config.freq_dim)?.to_dtype(self.time[0].weight.dtype())?;
+        let time = self.time[0].forward(&waves)?;
         let time = self.time[1].forward(&time.silu()?)?; // [batch, frames, width]
         let modulation = self.time_proj.forward(&time.silu()?)?;
         let modulation = modulation

@@ -207,6 +207,25 @@ impl<'m> Generator<'m> {
         }
     }
 
+    /// Tokens of a block as the model makes it.
+    pub fn block_tokens(&self) -> usize {
+        match &self.store {
+            Store::Packed(cache) => cache.config().block_tokens().0,
+            Store::Full(full) => full.grid().tokens().0,
+        }
+    }
+
+    /// Tokens of a compressed block; none where blocks are not compressed.
+    pub fn mid_tokens(&self) -> Option<usize> {
+        match &self.store {
+            Store::Packed(cache) => {
+                let left = cache.config().mid_tokens();
+                (left < cache.config().block_tokens()).then_some(left.0)
+            }
+            Store::Full(_) => None,
+        }
+    }
+
     /// Where the time went so far.
     pub fn times(&self) -> Times {
         self.times

@@ -2,6 +2,7 @@
 //!
 //! The names inside this crate are diffusers'.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -15,7 +16,8 @@ use crate::error::{Error, Result, WeightsFault};
 
 /// Gives a model its tensors by diffusers' names.
 pub trait Weights {
-    /// The tensor of this name and shape.
+    /// The tensor of this name and shape, in the model's dtype; the sources here give time embedding, modulation and
+    /// norms of a model of 16 bits in f32.
     ///
     /// # Errors
     ///
@@ -32,6 +34,8 @@ pub struct FileWeights {
     original: bool,
     dtype: DType,
     device: Device,
+    /// Names that were asked for and are there.
+    taken: HashSet<String>,
     missing: Vec<String>,
     wrong: Vec<(String, Vec<usize>, Vec<usize>)>,
 }
@@ -160,6 +164,7 @@ impl FileWeights {
             prefix: prefix.into(),
             dtype,
             device: device.clone(),
+            taken: HashSet::new(),
             missing: Vec::new(),
             wrong: Vec::new(),
         })
@@ -170,13 +175,26 @@ impl FileWeights {
         self.tensors.shape(&format!("{}{name}", self.prefix)).is_some()
     }
 
-    /// Everything that was asked for and is not there, or is of another shape.
+    /// Everything that was asked for and is not there, or is of another shape, and what is there, begins with the
+    /// prefix and was not asked for: a model that has it is another one.
     ///
     /// # Errors
     ///
     /// [`Error::Weights`] with the whole list.
     pub fn finish(self) -> Result<()> {
-        if self.missing.is_empty() && self.wrong.is_empty() {
+        self.finish_beside(&[])
+    }
+
+    /// The same, where what begins with one of these, after the prefix, is meant for others.
+    pub(crate) fn finish_beside(self, others: &[&str]) -> Result<()> {
+        let mut surplus = self.tensors.names();
+        surplus.retain(|name| {
+            let of_this = name.strip_prefix(&self.prefix);
+            of_this.is_some_and(|rest| !others.iter().any(|other| rest.starts_with(other)))
+                && !self.taken.contains(name)
+        });
+        surplus.sort();
+        if self.missing.is_empty() && self.wrong.is_empty() && surplus.is_empty() {
             return Ok(());
         }
         Err(Error::Weights {
@@ -184,6 +202,7 @@ impl FileWeights {
             fault: WeightsFault::Incomplete {
                 missing: self.missing,
                 wrong: self.wrong,
+                surplus,
             },
         })
     }
@@ -197,18 +216,20 @@ impl Weights for FileWeights {
             name.into()
         };
         let here = format!("{}{here}", self.prefix);
-        let stand_in = || Ok(Tensor::zeros(shape, self.dtype, &self.device)?);
+        let dtype = kept(name, self.dtype);
+        let stand_in = || Ok(Tensor::zeros(shape, dtype, &self.device)?);
         let Some(there) = self.tensors.shape(&here) else {
             self.missing.push(here);
             return stand_in();
         };
+        self.taken.insert(here.clone());
         if there != shape {
             self.wrong.push((here, shape.to_vec(), there));
             return stand_in();
         }
         use safetensors::Dtype;
-        let dtype = self.tensors.dtype(&here);
-        if let Some(dtype) = dtype.filter(|d| !matches!(d, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)) {
+        let stored = self.tensors.dtype(&here);
+        if let Some(dtype) = stored.filter(|d| !matches!(d, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)) {
             return Err(Error::Weights {
                 file: self.file.clone(),
                 fault: WeightsFault::Dtype {
@@ -226,7 +247,17 @@ impl Weights for FileWeights {
                 fault: WeightsFault::NotFinite(here),
             });
         }
-        Ok(tensor.to_dtype(self.dtype)?)
+        Ok(tensor.to_dtype(dtype)?)
+    }
+}
+
+/// The dtype of a tensor in a model of this one. The embedding of time, modulation and norms are few numbers that
+/// are computed in f32, and stay f32 as diffusers keeps them.
+fn kept(name: &str, dtype: DType) -> DType {
+    let small = ["time_embedder", "time_proj", "scale_shift_table", "norm"];
+    match dtype {
+        DType::F16 | DType::BF16 if small.iter().any(|part| name.contains(part)) => DType::F32,
+        _ => dtype,
     }
 }
 
@@ -313,7 +344,7 @@ impl Weights for RandomWeights {
             }
             _ => self.normal(shape, (fan_in.max(1) as f64).sqrt().recip())?,
         };
-        Ok(tensor.to_dtype(self.dtype)?)
+        Ok(tensor.to_dtype(kept(name, self.dtype))?)
     }
 }
 
@@ -335,6 +366,47 @@ mod tests {
             let error = FileWeights::from_bytes("model", bytes, DType::F32, &Device::Cpu).err();
             let text = error.map(|e| e.to_string()).unwrap_or_default();
             assert!(text.contains("model") && text.contains(told), "{told}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_is_computed_in_f32_stays_f32() {
+        let shape = [1, 2, 3];
+        // No number of bf16.
+        let table = Tensor::full(1.000_976_6f32, &shape[..], &Device::Cpu).expect("numbers");
+        let kept = [
+            "condition_embedder.time_embedder.linear_1.weight",
+            "condition_embedder.time_proj.bias",
+            "blocks.0.scale_shift_table",
+            "scale_shift_table",
+            "blocks.3.norm2.bias",
+            "blocks.3.attn2.norm_k.weight",
+        ];
+        let narrow = [
+            "blocks.0.attn1.to_q.weight",
+            "proj_out.weight",
+            "patch_embedding.weight",
+        ];
+        let named = kept.iter().chain(&narrow).map(|name| (*name, &table));
+        let bytes = safetensors::serialize(named, None).expect("a file");
+        let open = |dtype| FileWeights::from_bytes("model", &bytes, dtype, &Device::Cpu).expect("a file");
+        let random = |dtype| RandomWeights::new(1, dtype, &Device::Cpu).expect("the CPU");
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            let (mut file, mut random) = (open(dtype), random(dtype));
+            for name in kept {
+                let tensor = file.get(name, &shape).expect(name);
+                assert_eq!(
+                    (tensor.dtype(), random.get(name, &shape).expect(name).dtype()),
+                    (DType::F32, DType::F32)
+                );
+                let same = tensor.eq(&table).and_then(|same| same.min_all()?.to_scalar::<u8>());
+                assert_eq!(same.expect("one shape"), 1, "{name} was rounded");
+            }
+            for name in narrow {
+                assert_eq!(file.get(name, &shape).expect(name).dtype(), dtype, "{name}");
+                assert_eq!(random.get(name, &shape).expect(name).dtype(), dtype, "{name}");
+            }
+            file.finish().expect("all was asked for");
         }
     }
 }

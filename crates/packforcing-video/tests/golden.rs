@@ -227,10 +227,12 @@ fn golden_causal_wan_over_a_packed_history() {
 
 #[test]
 fn golden_files_of_another_model_are_refused_with_a_list() {
-    let fault = |config: &Config, file: &str| match load(config, file) {
-        Err(Error::Weights { file, fault }) => (file, fault),
-        other => panic!("{:?}", other.map(|_| ())),
-    };
+    fn fault(config: &Config, file: &str) -> (std::path::PathBuf, WeightsFault) {
+        match load(config, file) {
+            Err(Error::Weights { file, fault }) => (file, fault),
+            other => panic!("{:?}", other.map(|_| ())),
+        }
+    }
     let more = Config {
         layers: 3,
         ffn_dim: 256,
@@ -240,20 +242,36 @@ fn golden_files_of_another_model_are_refused_with_a_list() {
         ("wan_tiny.safetensors", "weights.blocks.2.attn1.to_q.weight"),
         ("wan_causal_tiny.safetensors", "weights.blocks.2.self_attn.q.weight"),
     ] {
-        let (path, fault) = fault(&more, file);
+        let (path, all) = fault(&more, file);
         assert!(path.ends_with(file));
-        let WeightsFault::Incomplete { missing, wrong } = &fault else {
-            panic!("{fault}")
+        let WeightsFault::Incomplete { missing, wrong, .. } = &all else {
+            panic!("{all}")
         };
         assert!(missing.iter().any(|m| m == name), "{missing:?}");
         // All of the third layer; up (weight and bias) and down (weight) of the other two.
-        assert_eq!((missing.len(), wrong.len()), (27, 6), "{fault}");
+        assert_eq!((missing.len(), wrong.len()), (27, 6), "{all}");
         assert!(
             wrong
                 .iter()
                 .any(|(_, expected, got)| (&expected[..], &got[..]) == (&[256, 128], &[192, 128]))
         );
-        assert!(fault.to_string().contains("and 27 more"), "{fault}");
+        assert!(all.to_string().contains("and 27 more"), "{all}");
+        // What a model does not have is not left out in silence.
+        let fewer = Config { layers: 1, ..config(9) };
+        let (_, fault) = fault(&fewer, file);
+        let WeightsFault::Incomplete {
+            missing,
+            wrong,
+            surplus,
+        } = &fault
+        else {
+            panic!("{fault}")
+        };
+        assert!(missing.is_empty() && wrong.is_empty(), "{fault}");
+        assert!(
+            surplus.len() == 27 && surplus.iter().all(|name| name.starts_with("weights.blocks.1.")),
+            "{fault}"
+        );
     }
 
     let folder = std::env::temp_dir().join(format!("packforcing-weights-{}", std::process::id()));

@@ -55,6 +55,12 @@ impl MeanPool {
             cols: along(cols, self.cell[2]),
         }
     }
+
+    /// Whether merged tokens of a grid stand for different numbers of tokens.
+    pub fn uneven(&self, grid: Grid) -> bool {
+        let rest = |(n, cell): (usize, usize)| n.checked_rem(cell).unwrap_or(0) > 0;
+        self.remainder == Remainder::Keep && grid.extents().into_iter().zip(self.cell).any(rest)
+    }
 }
 
 /// Arguments of [`merge_tokens`].

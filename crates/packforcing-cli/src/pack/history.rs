@@ -248,13 +248,15 @@ impl History {
     fn segment(&self, block: usize, form: Form, distance: usize) -> Result<Segment> {
         let tokens = match form {
             Form::Whole => self.grid.tokens().0,
-            Form::Merged | Form::Matched => self.pool.output(self.grid).tokens().0,
+            Form::Merged => self.pool.output(self.grid).tokens().0,
+            Form::Matched => matched_tokens(self.grid, self.pool),
         };
         let cell: usize = self.pool.cell.iter().product();
+        let (uneven, merged) = (self.pool.uneven(self.grid), form == Form::Merged);
         Ok(Segment {
             rotation: distance as f32,
-            key_bias: if form == Form::Merged { (cell as f32).ln() } else { 0.0 },
-            slot_bias: form == Form::Matched,
+            key_bias: if merged && !uneven { (cell as f32).ln() } else { 0.0 },
+            slot_bias: form == Form::Matched || merged && uneven,
             ..Segment::new(self.pages(block, form)?, tokens)
         })
     }
@@ -272,12 +274,12 @@ impl History {
     }
 
     fn pages_of_slot(&self, slot: usize, form: Form) -> Vec<u32> {
-        let (whole, merged) = (pages_of(self.grid), pages_of(self.pool.output(self.grid)));
-        let first = slot * (whole + 2 * merged);
+        let [whole, merged, matched] = form_pages(self.grid, self.pool);
+        let first = slot * (whole + merged + matched);
         let pages = match form {
             Form::Whole => first..first + whole,
             Form::Merged => first + whole..first + whole + merged,
-            Form::Matched => first + whole + merged..first + whole + 2 * merged,
+            Form::Matched => first + whole + merged..first + whole + merged + matched,
         };
         pages.map(|page| page as u32).collect()
     }
@@ -329,7 +331,13 @@ impl History {
             pool: self.pool,
             rope: &self.rope,
         };
-        merge_tokens(&args, &mut pages_mut(&mut self.k, &mut self.v))?;
+        merge_tokens(
+            &args,
+            &mut KvPagesMut {
+                slot_bias: Some(self.bias.view_mut()),
+                ..pages_mut(&mut self.k, &mut self.v)
+            },
+        )?;
         let by_likeness = PageLists::from_host(&self.device, pool_pages, &[matched])?;
         let args = MatchTokens {
             source: &source,
@@ -395,11 +403,22 @@ fn pages_mut<'a>(k: &'a mut Tensor, v: &'a mut Tensor) -> KvPagesMut<'a> {
 
 /// Pages of a block in all forms.
 fn slot_pages(grid: Grid, pool: MeanPool) -> usize {
-    pages_of(grid) + 2 * pages_of(pool.output(grid))
+    form_pages(grid, pool).iter().sum()
 }
 
-fn pages_of(grid: Grid) -> usize {
-    grid.tokens().0.div_ceil(PAGE)
+/// Pages of a block that is whole, pooled, merged by likeness.
+fn form_pages(grid: Grid, pool: MeanPool) -> [usize; 3] {
+    [
+        grid.tokens().0,
+        pool.output(grid).tokens().0,
+        matched_tokens(grid, pool),
+    ]
+    .map(|tokens| tokens.div_ceil(PAGE))
+}
+
+/// One token of every full cell.
+fn matched_tokens(grid: Grid, pool: MeanPool) -> usize {
+    SoftMatch::strided(pool.cell).destinations.count(grid)
 }
 
 #[cfg(test)]
@@ -411,14 +430,15 @@ mod tests {
         rows: 12,
         cols: 20,
     };
-    const POOL: MeanPool = MeanPool {
-        cell: [2, 4, 4],
-        remainder: packforcing::cache::Remainder::Drop,
-    };
+
+    fn history_of(cell: [usize; 3], slots: usize) -> History {
+        let footage = Footage::new(Clip::open(None, None).unwrap(), GRID.frames).unwrap();
+        let remainder = packforcing::cache::Remainder::Keep;
+        History::new(footage, GRID, MeanPool { cell, remainder }, slots).unwrap()
+    }
 
     fn history(slots: usize) -> History {
-        let footage = Footage::new(Clip::open(None, None).unwrap(), GRID.frames).unwrap();
-        History::new(footage, GRID, POOL, slots).unwrap()
+        history_of([2, 4, 4], slots)
     }
 
     fn difference(a: &Tensor, b: &Tensor) -> f32 {
@@ -429,7 +449,13 @@ mod tests {
 
     #[test]
     fn little_memory_gives_what_much_gives() {
-        let (mut little, mut much) = (history(3), history(100));
+        for cell in [[2, 4, 4], [3, 5, 8]] {
+            little_gives_what_much_gives(cell);
+        }
+    }
+
+    fn little_gives_what_much_gives(cell: [usize; 3]) {
+        let (mut little, mut much) = (history_of(cell, 3), history_of(cell, 100));
         let queries = little.queries(70).unwrap();
         assert_eq!(queries, much.queries(70).unwrap());
         let queries = &queries[..8 * WIDTH];

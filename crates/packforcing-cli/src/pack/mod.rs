@@ -42,7 +42,7 @@ const ARCHIVE: usize = 120;
 /// What a merged token stands for: frames, rows and columns of patches.
 const POOL: MeanPool = MeanPool {
     cell: [2, 4, 4],
-    remainder: Remainder::Drop,
+    remainder: Remainder::Keep,
 };
 /// A day: what is kept of each block is small, but it is kept.
 const MAX_SECONDS: f64 = 86_400.0;
@@ -288,6 +288,7 @@ impl Session {
             frames,
             blocks,
             tokens_per_block: config.block_tokens().0,
+            tokens_per_old_block: config.mid_tokens().0,
             device: self.device.to_string(),
             dtype: config.dtype().name(),
             compression: options.compression,

@@ -14,6 +14,7 @@ pub struct Report {
     pub frames: usize,
     pub blocks: usize,
     pub tokens_per_block: usize,
+    pub tokens_per_old_block: usize,
     pub device: String,
     pub dtype: &'static str,
     pub compression: Compression,

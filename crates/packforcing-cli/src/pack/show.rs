@@ -21,10 +21,12 @@ pub fn table(report: &Report, config: &PackConfig, out: &mut impl Write) -> Resu
     let mb = |bytes: usize| format!("{:.1} MB", bytes as f64 / 1e6);
     writeln!(
         out,
-        "context   at most {} tokens ({} when full), of {} in the video",
+        "context   at most {} tokens ({} when full), of {} in the video; an old block has {} of {}",
         report.context_tokens_max,
         config.context_tokens().0,
-        report.blocks * report.tokens_per_block
+        report.blocks * report.tokens_per_block,
+        report.tokens_per_old_block,
+        report.tokens_per_block
     )?;
     writeln!(
         out,

@@ -31,6 +31,8 @@ struct Report<'a> {
     blocks: usize,
     cache_bytes: Vec<usize>,
     context_tokens: Vec<usize>,
+    tokens_per_block: usize,
+    tokens_per_old_block: Option<usize>,
     ms_per_block: Vec<f64>,
     resident_bytes: Vec<Option<u64>>,
     ms_per_block_early: Option<f64>,
@@ -90,6 +92,8 @@ pub fn write(
         blocks: rows.len(),
         cache_bytes: rows.iter().map(|r| r.cache_bytes).collect(),
         context_tokens: rows.iter().map(|r| r.context_tokens).collect(),
+        tokens_per_block: generator.block_tokens(),
+        tokens_per_old_block: generator.mid_tokens(),
         resident_bytes: rows.iter().map(|r| r.resident_bytes).collect(),
         ms_per_block_early: early,
         ms_per_block_late: late,
@@ -125,9 +129,13 @@ pub fn write(
     );
     if let Some(last) = last {
         say!(
-            "cache     {:.2} MB, {} tokens in sight of a block",
+            "cache     {:.2} MB, {} tokens in sight of a block{}",
             last.cache_bytes as f64 / 1e6,
-            last.context_tokens
+            last.context_tokens,
+            match report.tokens_per_old_block {
+                Some(left) => format!("; an old block has {left} of {}", report.tokens_per_block),
+                None => String::new(),
+            }
         );
     }
     if let (Some(early), Some(late)) = (early, late) {

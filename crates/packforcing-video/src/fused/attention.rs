@@ -8,8 +8,10 @@ use super::{SoftmaxBack, numbers, softmax, takes};
 
 /// `[batch, tokens, heads, dim]` over keys and values of the same layout; the mask is added to the logits.
 pub(crate) fn softmax_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let (q, k, v) = (by_heads(&scaled(q)?)?, by_heads(k)?, by_heads(v)?);
-    weights(&q, &k, mask)?.matmul(&v)?.transpose(1, 2)
+    let [q, k] = [q.to_dtype(DType::F32)?, k.to_dtype(DType::F32)?];
+    let (q, k) = (by_heads(&scaled(&q)?)?, by_heads(&k)?);
+    let weights = weights(&q, &k, mask)?.to_dtype(v.dtype())?;
+    weights.matmul(&by_heads(v)?)?.transpose(1, 2)
 }
 
 /// Some queries and the keys that they see.
@@ -77,14 +79,15 @@ fn by_tokens(parts: &[Tensor]) -> Result<Tensor> {
     Tensor::cat(parts, 2)?.transpose(1, 2)?.contiguous()
 }
 
-/// Of scaled queries, `[batch, heads, queries, keys]`.
+/// Of scaled queries in f32, `[batch, heads, queries, keys]`: logits of 16 bits would be several times less exact than
+/// the kernels' are.
 fn weights(q: &Tensor, k: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let logits = q.matmul(&k.t()?)?.to_dtype(DType::F32)?;
+    let logits = q.matmul(&k.t()?)?;
     let logits = match mask {
         Some(mask) => logits.broadcast_add(mask)?,
         None => logits,
     };
-    softmax(&logits)?.to_dtype(q.dtype())
+    softmax(&logits)
 }
 
 /// Attention that was computed, and what its way back needs.
@@ -216,5 +219,80 @@ mod tests {
         );
         let off = a.and_then(|a| (a.to_dtype(DType::F32)? - b?)?.abs()?.max_all()?.to_scalar::<f32>());
         assert!(off.expect("a number") < 0.05);
+    }
+
+    /// Weights and results of 16 bits are as far from the formula as rounding takes them, logits add nothing.
+    #[test]
+    fn logits_are_not_rounded_to_16_bits() {
+        let inputs = [1, 2, 3].map(|seed| {
+            let x = normal(seed, &[1, 200, 2, 64]);
+            (x.as_tensor() * 2.0)
+                .and_then(|x| x.to_dtype(DType::BF16))
+                .expect("numbers")
+        });
+        let wide = inputs.clone().map(|x| x.to_dtype(DType::F32).expect("numbers"));
+        let attend = |[q, k, v]: &[Tensor; 3]| softmax_attention(q, k, v, None).expect("attention");
+        let (got, right) = (attend(&inputs).to_dtype(DType::F32).expect("numbers"), attend(&wide));
+        let norm = |x: &Tensor| {
+            x.sqr()
+                .and_then(|x| x.sum_all()?.to_scalar::<f32>())
+                .expect("a number")
+                .sqrt()
+        };
+        let off = norm(&(&got - &right).expect("one shape")) / norm(&right);
+        assert!(off < 2.5e-3, "{off:e}");
+    }
+
+    /// Candle's product on the CPU is wrong where one side is the same for a whole batch (stride 0) and the other a
+    /// batch or transposed (candle issue 3744, PR 3758): what is multiplied here is neither, however it comes in.
+    #[test]
+    fn views_of_any_strides_multiply_as_their_copies_do() {
+        let turned = |seed| {
+            let x = normal(seed, &[6, 3, 2, 8]);
+            x.as_detached_tensor().transpose(0, 1).expect("two dimensions")
+        };
+        let spread = |seed| {
+            let x = normal(seed, &[1, 6, 1, 8]).as_detached_tensor();
+            x.broadcast_as((3, 6, 2, 8)).expect("a batch")
+        };
+        let copy = |x: &Tensor| x.force_contiguous().expect("a copy");
+        let same = |name: &str, a: Result<Tensor>, b: Result<Tensor>| {
+            let off = a.and_then(|a| (a - b?)?.abs()?.max_all()?.to_scalar::<f32>());
+            assert_eq!(off.expect(name), 0.0, "{name}");
+        };
+        let sights = [Sight {
+            queries: 0..6,
+            keys: vec![0..2, 2..6],
+        }];
+        for dtype in [DType::F32, DType::BF16] {
+            let [q, k, v] = [turned(1), spread(2), spread(3)].map(|x| x.to_dtype(dtype).expect("numbers"));
+            // A dtype that is there already keeps the strides.
+            if dtype == DType::F32 {
+                assert!(!q.is_contiguous() && !k.is_contiguous());
+            }
+            for [q, k, v] in [[&q, &k, &v], [&k, &q, &v], [&k, &v, &q]] {
+                let [a, b, c] = [q, k, v].map(copy);
+                same(
+                    "attention",
+                    softmax_attention(q, k, v, None),
+                    softmax_attention(&a, &b, &c, None),
+                );
+                same(
+                    "sights",
+                    sighted_attention(q, k, v, &sights),
+                    sighted_attention(&a, &b, &c, &sights),
+                );
+            }
+            let weight = spread(4)
+                .narrow(0, 0, 1)
+                .and_then(|w| w.squeeze(0)?.narrow(1, 0, 1)?.squeeze(1));
+            let weight = weight.and_then(|w| w.to_dtype(dtype)).expect("a matrix");
+            let bias = Tensor::zeros(6, dtype, q.device()).expect("zeros");
+            same(
+                "linear",
+                crate::fused::linear(&q, &weight, &bias),
+                crate::fused::linear(&copy(&q), &copy(&weight), &bias),
+            );
+        }
     }
 }

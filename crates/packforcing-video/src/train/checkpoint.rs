@@ -81,7 +81,7 @@ impl Checkpoint {
 
     fn new(description: Description, mut weights: FileWeights) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::from_weights(&description, &mut weights)?;
-        weights.finish()?;
+        weights.finish_beside(&TRAINED)?;
         Ok(checkpoint)
     }
 
@@ -197,7 +197,7 @@ impl Trainer {
                     _ => p.square = tensor,
                 }
             }
-            weights.finish()?;
+            weights.finish_beside(&TRAINED)?;
         }
         trainer.done = there.steps;
         Ok(trainer)
