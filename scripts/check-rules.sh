@@ -29,4 +29,11 @@ rule "a large file" "$(git ls-files -z | xargs -0 du -k \
 # The library's MSRV is a promise about its dependencies too; clippy checks the standard library.
 rule "a dependency that wants a newer Rust" "$(cargo metadata --format-version 1 --filter-platform x86_64-unknown-linux-gnu \
   | python3 scripts/check-msrv.py)"
+# cargo run asks which one where there are two.
+rule "a second program for the README's cargo run" "$(cargo metadata --no-deps --format-version 1 | python3 -c '
+import json, sys
+data = json.load(sys.stdin)
+members = set(data["workspace_default_members"])
+names = [t["name"] for p in data["packages"] if p["id"] in members for t in p["targets"] if "bin" in t["kind"]]
+print(*names[1:])')"
 exit $fail

@@ -42,8 +42,6 @@ pub struct Panel {
     pub log: bool,
     /// The top of the axis, where it is known.
     pub top: Option<f64>,
-    /// How a value is written on the axis.
-    pub label: fn(f64) -> String,
 }
 
 /// A rectangle of a map, from and to along both axes.
@@ -58,18 +56,23 @@ pub type Legend = Vec<(Option<Style>, String)>;
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
-/// Draws panels in two columns, the legend in the place after the last.
-pub fn draw(panels: &[Panel], legend: &Legend, width: usize, height: usize) -> Result<Image> {
-    let mut image = Image::white(width, height);
+/// Draws panels in two columns, rows of this height. The legend takes the place after the last, or where there is none
+/// as many lines below as it has.
+pub fn draw(panels: &[Panel], legend: &Legend, width: usize, row: usize) -> Result<Image> {
+    let rows = panels.len().div_ceil(2);
+    let below = match panels.len().is_multiple_of(2) {
+        true => 2 * LEGEND_TOP + LEGEND_LINE * legend.len() as i32,
+        false => 0,
+    };
+    let mut image = Image::white(width, rows * row + below as usize);
     {
-        let root = area(&mut image);
-        let places = root.split_evenly((panels.len() / 2 + 1, 2));
+        let (above, below) = area(&mut image).split_vertically((rows * row) as i32);
+        let places = above.split_evenly((rows, 2));
         for (panel, place) in panels.iter().zip(&places) {
             draw_panel(panel, place).map_err(|e| anyhow!("chart: {}: {e}", panel.title))?;
         }
-        if let Some(place) = places.get(panels.len()) {
-            draw_legend(legend, place).map_err(|e| anyhow!("chart: {e}"))?;
-        }
+        let place = places.get(panels.len()).unwrap_or(&below);
+        draw_legend(legend, place).map_err(|e| anyhow!("chart: {e}"))?;
     }
     Ok(image)
 }
@@ -95,9 +98,24 @@ pub fn map(
     Ok(image)
 }
 
-/// A moment as an axis says it, without zeros behind the point.
-fn seconds(x: f64) -> String {
-    format!("{}", (x * 100.0).round() / 100.0)
+/// A number as people write it: thousands apart, no zeros behind the point, none that is only how a sum was rounded.
+fn number(x: f64) -> String {
+    if x != 0.0 && x.abs() < 1e-4 {
+        return format!("{x:e}");
+    }
+    let text = format!("{:.4}", x.abs());
+    let (whole, rest) = text.split_once('.').unwrap_or((&text, ""));
+    let mut out = String::from(if x < 0.0 { "-" } else { "" });
+    for (i, digit) in whole.chars().enumerate() {
+        if i > 0 && (whole.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    match rest.trim_end_matches('0') {
+        "" => out,
+        rest => format!("{out}.{rest}"),
+    }
 }
 
 fn draw_map(
@@ -125,8 +143,8 @@ fn draw_map(
         .y_labels(7)
         .x_desc(axes[0])
         .y_desc(axes[1])
-        .x_label_formatter(&|x| seconds(*x))
-        .y_label_formatter(&|y| seconds(*y))
+        .x_label_formatter(&|x| number(*x))
+        .y_label_formatter(&|y| number(*y))
         .label_style(font(15))
         .axis_desc_style(font(15))
         .draw()?;
@@ -196,8 +214,8 @@ fn draw_panel(panel: &Panel, place: &Area<'_>) -> Result<(), Box<dyn std::error:
                 .x_labels(7)
                 .y_labels(6)
                 .x_desc(&panel.x)
-                .y_label_formatter(&|y| (panel.label)(*y))
-                .x_label_formatter(&|x| seconds(*x))
+                .y_label_formatter(&|y| number(*y))
+                .x_label_formatter(&|x| number(*x))
                 .label_style(font(15))
                 .axis_desc_style(font(15))
                 .draw()?;
@@ -225,9 +243,13 @@ fn draw_panel(panel: &Panel, place: &Area<'_>) -> Result<(), Box<dyn std::error:
     Ok(())
 }
 
+/// Pixels above the legend, and from one of its lines to the next.
+const LEGEND_TOP: i32 = 30;
+const LEGEND_LINE: i32 = 23;
+
 fn draw_legend(legend: &Legend, place: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
     for (row, (style, text)) in legend.iter().enumerate() {
-        let y = 30 + 23 * row as i32;
+        let y = LEGEND_TOP + LEGEND_LINE * row as i32;
         let mut x = 92;
         if let Some(style) = style {
             let stroke = style.color.stroke_width(2);
@@ -276,11 +298,37 @@ mod tests {
             end: 1.0,
             log,
             top: None,
-            label: |y| format!("{y:.0}"),
         };
-        let image = draw(&[panel(false), panel(true)], &vec![(None, "text".into())], 900, 600).unwrap();
+        let legend = vec![(None, "text".into())];
+        let image = draw(&[panel(false), panel(true)], &legend, 900, 300).unwrap();
         let blue = image.rgb.chunks(3).filter(|p| p == &[BLUE.0, BLUE.1, BLUE.2]).count();
         assert!(blue > 400, "{blue}");
+        // Every third of a chart has something to say, however many panels there are.
+        for count in 1..6 {
+            let panels: Vec<Panel> = (0..count).map(|i| panel(i % 2 > 0)).collect();
+            let image = draw(&panels, &legend, 900, 300).unwrap();
+            for third in image.rgb.chunks(image.rgb.len() / 3) {
+                assert!(third.len() < 900 || third.iter().any(|&x| x < 100), "{count} panels");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_people_write_them() {
+        let written = [
+            (0.0, "0"),
+            (999.0, "999"),
+            (1000.0, "1,000"),
+            (720_000.0, "720,000"),
+            (0.15000000000000002, "0.15"),
+            (-1234.5, "-1,234.5"),
+            (10.0, "10"),
+            (0.3 - 0.1, "0.2"),
+            (1e-6, "1e-6"),
+        ];
+        for (x, text) in written {
+            assert_eq!(number(x), text);
+        }
     }
 
     #[test]
@@ -292,7 +340,6 @@ mod tests {
             end: 1.0,
             log: true,
             top: None,
-            label: |y| format!("{y}"),
         };
         draw(&[panel], &Vec::new(), 400, 300).unwrap();
     }

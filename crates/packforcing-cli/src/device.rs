@@ -67,3 +67,12 @@ impl ModelDevice {
         }
     }
 }
+
+/// Where a model is, as every command tells it.
+pub fn name(device: &candle_core::Device) -> &'static str {
+    match device {
+        candle_core::Device::Cpu => "cpu",
+        candle_core::Device::Cuda(_) => "cuda",
+        candle_core::Device::Metal(_) => "metal",
+    }
+}

@@ -11,7 +11,7 @@ use packforcing_video::train::Checkpoint;
 use packforcing_video::world::{self, FPS, Frame, Identity, Measure, Scene, Score, World};
 use serde::Serialize;
 
-use crate::device::ModelDevice;
+use crate::device::{self, ModelDevice};
 use crate::output::{self, say};
 use crate::{progress, sample};
 
@@ -68,6 +68,7 @@ pub fn run(options: &Options) -> Result<()> {
         world::ROWS
     );
     let _lock = options.out.as_deref().map(output::prepare).transpose()?;
+    say!("runs on   {}", device::name(checkpoint.model.device()));
     say!(
         "{} scenes of {} s; share of lanes that are right",
         options.scenes,

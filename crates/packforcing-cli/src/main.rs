@@ -29,21 +29,37 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Streams a video through the packed cache and shows what the packing keeps
+    #[command(after_help = "Example:\n  packforcing pack clip.mp4 --seconds 30 --out out")]
     Pack(pack::Options),
     /// Makes a long video with a model that was trained on short clips
+    #[command(after_help = "Example:\n  packforcing sample --seconds 120 --out out/sample")]
     Sample(sample::Options),
     /// Trains a small model on short clips
+    #[command(after_help = "Example:\n  packforcing train clips --steps 2000 --out out/train")]
     Train(train::Options),
     /// Measures how long videos still show what they began with
+    #[command(after_help = "Example:\n  packforcing evaluate --scenes 8 --seconds 30")]
     Evaluate(evaluate::Options),
     /// Times one op
+    #[command(after_help = "Example:\n  packforcing bench attention --queries 1560 --keys 6240")]
     Bench(bench::Options),
     /// Looks whether all is right on this machine's GPU, in under a minute
+    #[command(after_help = "Example:\n  packforcing check --report check.json")]
     Check(check::Options),
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    match command {
+        // A step's parts have a thread each; threads of candle's own inside them get in each other's way.
+        Command::Train(_) => process::settle_threads(1),
+        Command::Sample(_) | Command::Evaluate(_) => {
+            let here = std::thread::available_parallelism().map_or(1, usize::from);
+            process::settle_threads(candle_core::utils::get_num_threads().min(here));
+        }
+        Command::Pack(_) | Command::Bench(_) | Command::Check(_) => {}
+    }
+    let done = match command {
         Command::Pack(options) => pack::run(&options),
         Command::Sample(options) => sample::run(&options),
         Command::Train(options) => train::run(&options),
@@ -64,4 +80,22 @@ fn main() -> ExitCode {
 
 fn is_closed_pipe(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn help_shows_an_example_that_is_understood() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let example = help.strip_prefix("Example:\n  ").unwrap_or_default();
+            let words: Vec<&str> = example.split(' ').collect();
+            assert_eq!(words.get(1), Some(&command.get_name()), "{example}");
+            let parsed = Cli::try_parse_from(&words);
+            assert!(parsed.is_ok(), "{example}: {}", parsed.err().unwrap());
+        }
+    }
 }

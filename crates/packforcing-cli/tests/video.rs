@@ -462,6 +462,47 @@ fn bad_input_is_named() {
 }
 
 /// Whoever reads what is printed may leave at any time.
+/// The built-in model with weights of the head that no f32 takes.
+fn model_of_nan() -> Vec<u8> {
+    use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+    let gallery = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/gallery.safetensors")).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&gallery).unwrap();
+    let tensors = SafeTensors::deserialize(&gallery).unwrap();
+    let numbers = tensors.tensor("proj_out.weight").unwrap().shape().iter().product();
+    let large = vec![3e38f32.to_le_bytes(); numbers].concat();
+    let tensors = tensors.tensors().into_iter().map(|(name, tensor)| match name.as_str() {
+        "proj_out.weight" => (
+            name,
+            TensorView::new(Dtype::F32, tensor.shape().to_vec(), &large).unwrap(),
+        ),
+        _ => (name, tensor),
+    });
+    safetensors::serialize(tensors, header.metadata().clone()).unwrap()
+}
+
+#[test]
+fn numbers_that_are_none_are_told_at_their_block() {
+    let folder = Folder::new("nan");
+    fs::write(folder.at("nan.safetensors"), model_of_nan()).unwrap();
+    let output = folder.run(&[
+        "sample",
+        "--checkpoint",
+        "nan.safetensors",
+        "--seconds",
+        "2",
+        "--out",
+        "made",
+    ]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && stderr.contains("block 1: the model gave numbers that are not finite"),
+        "{stderr}"
+    );
+    // What was given is there, and nothing black behind it.
+    let film = folder.read("made/video.y4m");
+    assert_eq!(film.windows(6).filter(|w| w == b"FRAME\n").count(), 4);
+}
+
 #[test]
 fn a_closed_pipe_ends_nothing() {
     let folder = Folder::new("pipe");

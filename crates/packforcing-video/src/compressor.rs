@@ -61,7 +61,10 @@ impl CompressorConfig {
 
     /// Frames, rows and columns of the latent that become one token.
     pub fn stride(&self) -> [usize; 3] {
-        let along = |axis: usize| self.stages.iter().map(|s| s.stride[axis]).product();
+        let along = |axis: usize| {
+            let strides = self.stages.iter().map(|s| s.stride[axis]);
+            strides.fold(1, usize::saturating_mul)
+        };
         [along(0), along(1), along(2)]
     }
 
@@ -72,6 +75,19 @@ impl CompressorConfig {
     /// Strides that are not whole patches of the model, stages without channels, a block that is too small
     /// for one token.
     pub fn grid(&self, model: &Config, latent: [usize; 3]) -> Result<Grid> {
+        if self.stages.len() > 64 {
+            return Err(Error::argument(
+                "compressor",
+                "at most 64 stages",
+                self.stages.len().to_string(),
+            ));
+        }
+        // Far above what anyone has, and products of a stage's are numbers.
+        let large = |s: &Stage| s.channels > 1 << 16 || s.stride.iter().any(|&n| n > 1 << 8);
+        if let Some(stage) = self.stages.iter().find(|s| large(s)) {
+            let expected = "strides up to 256 and channels up to 65,536";
+            return Err(Error::argument("compressor", expected, format!("{stage:?}")));
+        }
         let stride = self.stride();
         if self.stages.iter().any(|s| s.channels == 0 || s.stride.contains(&0)) {
             return Err(Error::argument(

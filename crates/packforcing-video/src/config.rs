@@ -151,6 +151,25 @@ impl Config {
     /// Refuses sizes that no model has.
     pub(crate) fn check(&self) -> Result<()> {
         let refuse = |expected: &str, got: String| Err(Error::argument("config", expected, got));
+        // Far above what anyone has: a file that says more is not to be believed, and products of these are numbers.
+        let [_, ph, pw] = self.patch;
+        for (what, size, most) in [
+            ("channels", self.channels, 1 << 16),
+            ("rows of a patch", ph, 1 << 10),
+            ("columns of a patch", pw, 1 << 10),
+            ("heads", self.heads, 1 << 10),
+            ("numbers a head", self.head_dim, 1 << 10),
+            ("ffn_dim", self.ffn_dim, 1 << 20),
+            ("layers", self.layers, 1 << 10),
+            ("context_dim", self.context_dim, 1 << 20),
+            ("context_len", self.context_len, 1 << 20),
+            ("freq_dim", self.freq_dim, 1 << 20),
+            ("place_waves", self.place_waves, 1 << 20),
+        ] {
+            if size > most {
+                return refuse(&format!("at most {most} {what}"), size.to_string());
+            }
+        }
         let sizes = [
             self.channels,
             self.patch_numbers(),

@@ -38,6 +38,8 @@ pub struct FileWeights {
     taken: HashSet<String>,
     missing: Vec<String>,
     wrong: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// Numbers in place of those.
+    stood_in: usize,
 }
 
 enum Tensors {
@@ -167,6 +169,7 @@ impl FileWeights {
             taken: HashSet::new(),
             missing: Vec::new(),
             wrong: Vec::new(),
+            stood_in: 0,
         })
     }
 
@@ -186,7 +189,7 @@ impl FileWeights {
     }
 
     /// The same, where what begins with one of these, after the prefix, is meant for others.
-    pub(crate) fn finish_beside(self, others: &[&str]) -> Result<()> {
+    pub(crate) fn finish_beside(mut self, others: &[&str]) -> Result<()> {
         let mut surplus = self.tensors.names();
         surplus.retain(|name| {
             let of_this = name.strip_prefix(&self.prefix);
@@ -197,16 +200,34 @@ impl FileWeights {
         if self.missing.is_empty() && self.wrong.is_empty() && surplus.is_empty() {
             return Ok(());
         }
-        Err(Error::Weights {
-            file: self.file,
+        Err(self.incomplete(surplus))
+    }
+
+    fn incomplete(&mut self, surplus: Vec<String>) -> Error {
+        Error::Weights {
+            file: self.file.clone(),
             fault: WeightsFault::Incomplete {
-                missing: self.missing,
-                wrong: self.wrong,
+                missing: std::mem::take(&mut self.missing),
+                wrong: std::mem::take(&mut self.wrong),
                 surplus,
             },
-        })
+        }
+    }
+
+    /// Something of the right shape in place of a tensor that is wrong, so that all that are wrong are told at once; a
+    /// model that is wrong as a whole is told of before it takes memory.
+    fn stand_in(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let numbers = shape.iter().copied().fold(1, usize::saturating_mul);
+        self.stood_in = self.stood_in.saturating_add(numbers);
+        match self.stood_in > MOST_STOOD_IN {
+            true => Err(self.incomplete(Vec::new())),
+            false => Ok(Tensor::zeros(shape, dtype, &self.device)?),
+        }
     }
 }
+
+/// Numbers in place of tensors that are not there: 1 GB in f32.
+const MOST_STOOD_IN: usize = 1 << 28;
 
 impl Weights for FileWeights {
     fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
@@ -217,15 +238,14 @@ impl Weights for FileWeights {
         };
         let here = format!("{}{here}", self.prefix);
         let dtype = kept(name, self.dtype);
-        let stand_in = || Ok(Tensor::zeros(shape, dtype, &self.device)?);
         let Some(there) = self.tensors.shape(&here) else {
             self.missing.push(here);
-            return stand_in();
+            return self.stand_in(shape, dtype);
         };
         self.taken.insert(here.clone());
         if there != shape {
             self.wrong.push((here, shape.to_vec(), there));
-            return stand_in();
+            return self.stand_in(shape, dtype);
         }
         use safetensors::Dtype;
         let stored = self.tensors.dtype(&here);

@@ -206,3 +206,47 @@ fn what_does_not_fit_is_refused_by_name() {
     assert_eq!(generator.blocks(), 0);
     assert!(generator.next_block().is_ok(), "as if nothing had happened");
 }
+
+/// Files say what they like; memory is not taken for it.
+#[test]
+fn a_description_that_nobody_could_have_is_refused() {
+    let trainer = Trainer::new(
+        &Config::tiny(3),
+        &CompressorConfig::tiny(),
+        &TrainConfig::default(),
+        &Device::Cpu,
+    )
+    .expect("a model");
+    let file = std::env::temp_dir().join(format!("packforcing-described-{}", std::process::id()));
+    trainer.save(&file, SIZE, "nothing", false).expect("a checkpoint");
+    let bytes = std::fs::read(&file).expect("the file");
+    std::fs::remove_file(&file).expect("it is there");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("tensors");
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a header");
+    let text = &header.metadata().as_ref().expect("a description")["packforcing"];
+    let described: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    for (at, value, told) in [
+        ("/model/layers", 1_000_000_000_000u64, "at most 1024 layers"),
+        ("/model/layers", u64::MAX, "at most 1024 layers"),
+        ("/model/heads", u64::MAX, "at most 1024 heads"),
+        ("/model/head_dim", 1 << 62, "at most 1024 numbers a head"),
+        ("/model/channels", u64::MAX, "channels"),
+        ("/model/patch/1", u64::MAX, "rows of a patch"),
+        ("/model/ffn_dim", 1 << 40, "ffn_dim"),
+        // What is not beyond belief takes no memory for being wrong either.
+        ("/model/ffn_dim", 1 << 20, "is [512, 192] and not [1048576, 192]"),
+        ("/model/layers", 1000, "blocks.4."),
+        ("/compressor/stages/0/channels", u64::MAX, "channels up to"),
+        ("/compressor/stages/1/stride/0", u64::MAX, "strides up to"),
+        ("/size/0", u64::MAX, "rows and columns"),
+        ("/train/block_frames", u64::MAX, "frames"),
+    ] {
+        let mut description = described.clone();
+        *description.pointer_mut(at).expect(at) = value.into();
+        let header = std::collections::HashMap::from([("packforcing".to_string(), description.to_string())]);
+        let file = safetensors::serialize(tensors.tensors(), Some(header)).expect("a file");
+        let error = Checkpoint::from_bytes("a file", &file, DType::F32, &Device::Cpu).err();
+        let said = error.map(|e| e.to_string()).unwrap_or_default();
+        assert!(said.contains(told), "{at} {value}: {said}");
+    }
+}

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempPath;
 
 use super::film::{Film, Wish};
 use super::png::Image;
@@ -87,17 +88,17 @@ pub struct Clip {
 }
 
 /// Where the y4m file of a clip lies.
-struct Place {
-    path: PathBuf,
-    /// It was made of another file, for as long as the clip is there.
-    made: bool,
+enum Place {
+    Given(PathBuf),
+    /// Made of another file, for as long as the clip is there.
+    Made(TempPath),
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.made {
-            // The system clears its folder for such files sometime.
-            let _ = fs::remove_file(&self.path);
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Place::Given(path) => path,
+            Place::Made(path) => path,
         }
     }
 }
@@ -116,10 +117,7 @@ impl Clip {
         let file = File::open(path).with_context(|| name.clone())?;
         file.take(8).read_to_end(&mut begin).with_context(|| name.clone())?;
         let place = match begin.starts_with(b"YUV4MPEG") {
-            true => Place {
-                path: path.into(),
-                made: false,
-            },
+            true => Place::Given(path.into()),
             false => spool(path, unsaid_fps)?,
         };
         let clip = Clip::of(place.into(), name, unsaid_fps)?;
@@ -130,7 +128,7 @@ impl Clip {
     }
 
     fn of(file: Arc<Place>, name: String, unsaid_fps: Option<f64>) -> Result<Clip> {
-        let opened = File::open(&file.path).with_context(|| name.clone())?;
+        let opened = File::open(file.path()).with_context(|| name.clone())?;
         let clip = Clip::new(Box::new(opened), name.clone(), unsaid_fps).context(name)?;
         Ok(Clip {
             file: Some(file),
@@ -239,17 +237,24 @@ fn spool(path: &Path, unsaid_fps: Option<f64>) -> Result<Place> {
         unsaid_fps,
     };
     let mut film = Film::open(path, &wish)?;
-    let place = Place {
-        path: std::env::temp_dir().join(format!("packforcing-{}.y4m", std::process::id())),
-        made: true,
+    let making = || {
+        format!(
+            "{}: making a y4m file of it in {}",
+            path.display(),
+            std::env::temp_dir().display()
+        )
     };
-    let mut writer = Y4mWriter::create(&place.path, film.size(), FPS)
-        .with_context(|| format!("{}: making {} of it", path.display(), place.path.display()))?;
+    let file = tempfile::Builder::new()
+        .prefix("packforcing-")
+        .suffix(".y4m")
+        .tempfile();
+    let place = file.with_context(making)?.into_temp_path();
+    let mut writer = Y4mWriter::create(&place, film.size(), FPS).with_context(making)?;
     while let Some(frame) = film.next()? {
         writer.write(&[frame])?;
     }
     film.warn();
-    Ok(place)
+    Ok(Place::Made(place))
 }
 
 /// Means over cells of `cell` pixels (across, down), as many as `size` says, from the upper left

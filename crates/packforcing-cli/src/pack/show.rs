@@ -103,14 +103,13 @@ pub fn chart(report: &Report, steps: &[Step], config: &PackConfig) -> Result<Ima
         });
         variants.collect()
     };
-    let panel = |title: &str, lines, log, top, label| Panel {
+    let panel = |title: &str, lines, log, top| Panel {
         title: title.into(),
         x: "time in the video (s)".into(),
         lines,
         end: report.seconds,
         log,
         top,
-        label,
     };
     let panels = [
         panel(
@@ -121,7 +120,6 @@ pub fn chart(report: &Report, steps: &[Step], config: &PackConfig) -> Result<Ima
             ],
             true,
             None,
-            |y| grouped(y.round() as u64),
         ),
         panel(
             "Keys and values in memory (MB)",
@@ -131,34 +129,24 @@ pub fn chart(report: &Report, steps: &[Step], config: &PackConfig) -> Result<Ima
             ],
             true,
             None,
-            |y| {
-                if y < 1.0 {
-                    format!("{y}")
-                } else {
-                    grouped(y.round() as u64)
-                }
-            },
         ),
         panel(
             "Time per block in the cache (ms)",
             vec![line(over_blocks(&ms), packed)],
             false,
             None,
-            |y| format!("{y:.0}"),
         ),
         panel(
             "Error against full history (relative L2)",
             of_samples(|m| m.rel_l2_vs_full),
             false,
             None,
-            |y| format!("{y:.2}"),
         ),
         panel(
             "Attention kept (% of the full history's softmax)",
             of_samples(|m| 100.0 * m.attention_mass_kept),
             false,
             Some(100.0),
-            |y| format!("{y:.0}"),
         ),
     ];
     let mut legend = vec![
@@ -185,7 +173,7 @@ pub fn chart(report: &Report, steps: &[Step], config: &PackConfig) -> Result<Ima
         };
         legend.push((Some(style(v.compression, v.policy)), format!("{}, {form}", v.policy)));
     }
-    chart::draw(&panels, &legend, 1360, 1080)
+    chart::draw(&panels, &legend, 1360, 360)
 }
 
 fn plain(color: plotters::style::RGBColor, dashed: bool) -> Style {
@@ -206,19 +194,6 @@ fn style(compression: Compression, policy: Policy) -> Style {
         dashed: compression == Compression::None,
         marked: compression != Compression::Match,
     }
-}
-
-/// Thousands apart.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 /// Frames over the same frames as attention to their past brings them back.
@@ -252,14 +227,4 @@ pub fn memory(recalled: &[Recalled], policy: Policy) -> Result<Image> {
         }
     }
     Ok(image)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands() {
-        assert_eq!(["0", "999", "1,000", "720,000"], [0, 999, 1000, 720_000].map(grouped));
-    }
 }

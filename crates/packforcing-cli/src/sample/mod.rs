@@ -13,7 +13,7 @@ use packforcing_video::sample::{Generator, History, Packing, SampleConfig};
 use packforcing_video::train::Checkpoint;
 use packforcing_video::world::{self, Scene, World};
 
-use crate::device::ModelDevice;
+use crate::device::{self, ModelDevice};
 use crate::media::film::{Film, Wish};
 use crate::media::tensor::{self, Fingerprint};
 use crate::output::{self, say};
@@ -259,6 +259,7 @@ pub fn run(options: &Options) -> Result<()> {
     let begun = Instant::now();
     let mut generator = Generator::new(&checkpoint, &start.context, &config)?;
     let mut session = Session::open(&options.out, &state, start.scene.as_ref(), options.resume, options.png)?;
+    say!("runs on   {}", device::name(checkpoint.model.device()));
     say!(
         "model     {} numbers, trained for {} steps on {}",
         numbers(&checkpoint),

@@ -138,12 +138,17 @@ pub fn write(
             }
         );
     }
-    if let (Some(early), Some(late)) = (early, late) {
-        say!("a block   {early:.1} ms early, {late:.1} ms late: {:.2}", late / early);
+    match (early, late) {
+        (Some(early), Some(late)) => say!(
+            "time      {early:.1} ms a block early, {late:.1} ms late ({:.2} times), {:.1} s in all",
+            late / early,
+            report.elapsed_seconds
+        ),
+        _ => say!("time      {:.1} s in all", report.elapsed_seconds),
     }
     let t = report.time_shares;
     say!(
-        "time      model {:.0}%, attention {:.0}%, selection {:.1}%, merging {:.1}%, steps {:.1}%",
+        "shares    model {:.0}%, attention {:.0}%, selection {:.1}%, merging {:.1}%, steps {:.1}%",
         100.0 * t.model,
         100.0 * t.attention,
         100.0 * t.selection,
@@ -263,14 +268,13 @@ fn draw(report: &Report<'_>) -> Result<Image> {
             .map(|(i, y)| ((i + 1) as f64 * per_block, y))
             .collect()
     };
-    let panel = |title: &str, lines, log, top, label| Panel {
+    let panel = |title: &str, lines, log, top| Panel {
         title: title.into(),
-        x: "seconds of video".into(),
+        x: "time in the video (s)".into(),
         lines,
         end: report.seconds,
         log,
         top,
-        label,
     };
     let (now, whole) = (style(BLUE, false), style(ORANGE, true));
     let mut time = vec![Line {
@@ -299,25 +303,30 @@ fn draw(report: &Report<'_>) -> Result<Image> {
         style: now,
     }];
     let mut panels = vec![
-        panel("milliseconds a block", time, false, None, |y| format!("{y:.0}")),
-        panel("cache, MB", memory, true, None, |y| format!("{y:.3}")),
-        panel("tokens in sight of a block", tokens, false, None, |y| format!("{y:.0}")),
+        panel("Time per block (ms)", time, false, None),
+        // With the whole history beside it one line would lie on the axis.
+        panel(
+            "Keys and values in memory (MB)",
+            memory,
+            report.full_history.is_some(),
+            None,
+        ),
+        panel("Context of a block (tokens)", tokens, false, None),
     ];
     if let Some(identity) = &report.identity {
         let seconds = identity.look_by_second.iter().enumerate();
         let points = seconds
-            .filter_map(|(i, share)| Some((i as f64 + 0.5, (*share)?)))
+            .filter_map(|(i, share)| Some((i as f64 + 0.5, 100.0 * (*share)?)))
             .collect();
         let green = style(GREEN, false);
         let lines = vec![Line { points, style: green }];
         panels.push(panel(
-            "colors and shapes as in the beginning",
+            "Colors and shapes as in the beginning (%)",
             lines,
             false,
-            Some(1.05),
-            |y| format!("{y:.2}"),
+            Some(105.0),
         ));
-        legend.push((Some(green), "share that is right, each second".into()));
+        legend.push((Some(green), "what is right, each second".into()));
     }
-    chart::draw(&panels, &legend, 1200, 900)
+    chart::draw(&panels, &legend, 1200, 360)
 }

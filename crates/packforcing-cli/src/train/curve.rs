@@ -77,7 +77,6 @@ impl Curve {
             end: self.losses.len() as f64,
             log: true,
             top: None,
-            label: |y| format!("{y:.3}"),
         };
         output::write(&self.folder, "loss.png", &chart::one(&panel, 900, 500)?.png()?)
     }

@@ -13,7 +13,7 @@ use packforcing_video::train::{Clips, Description, TrainConfig, Trainer};
 use packforcing_video::world::{self, World};
 use packforcing_video::{CompressorConfig, Config};
 
-use crate::device::ModelDevice;
+use crate::device::{self, ModelDevice};
 use crate::output::{self, say};
 use crate::progress;
 use clips::Folder;
@@ -83,20 +83,9 @@ fn keep_freed_memory() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_freed_memory() {}
 
-/// A step's parts have a thread each; threads of candle's own inside them get in each other's way.
-fn one_thread_a_part() {
-    for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
-        if std::env::var_os(name).is_none() {
-            // SAFETY: no other thread runs yet: `main` parses options and calls this first of all.
-            unsafe { std::env::set_var(name, "1") };
-        }
-    }
-}
-
 /// Runs `train`.
 pub fn run(options: &Options) -> Result<()> {
     keep_freed_memory();
-    one_thread_a_part();
     let model = Config::tiny(3);
     match &options.clips {
         Some(folder) => {
@@ -158,6 +147,7 @@ fn train(options: &Options, model: &Config, clips: &(impl Clips + Sync), size: [
         );
         Trainer::new(model, &compressor, &config, device)?
     };
+    say!("runs on   {}", device::name(device));
     say!(
         "model     {:.1} million numbers, {} x {} pixels",
         trainer.numbers() as f64 / 1e6,

@@ -257,7 +257,7 @@ mod tests {
         };
         let copy = |x: &Tensor| x.force_contiguous().expect("a copy");
         let same = |name: &str, a: Result<Tensor>, b: Result<Tensor>| {
-            let off = a.and_then(|a| (a - b?)?.abs()?.max_all()?.to_scalar::<f32>());
+            let off = a.and_then(|a| (a - b?)?.to_dtype(DType::F32)?.abs()?.max_all()?.to_scalar::<f32>());
             assert_eq!(off.expect(name), 0.0, "{name}");
         };
         let sights = [Sight {

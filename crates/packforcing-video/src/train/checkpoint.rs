@@ -91,6 +91,7 @@ impl Checkpoint {
     ///
     /// Sizes that make no sense, and what `weights` reports.
     pub fn from_weights(description: &Description, weights: &mut impl Weights) -> Result<Checkpoint> {
+        description.check()?;
         let mut counted = Counted(weights, 0);
         let pair = Pair::new(&description.model, &description.compressor, &mut counted)?;
         Ok(Checkpoint {
@@ -205,6 +206,24 @@ impl Trainer {
 }
 
 impl Description {
+    /// Refuses sizes that nobody has, and those that do not fit one another.
+    fn check(&self) -> Result<()> {
+        self.model.check()?;
+        let ([rows, cols], frames) = (self.size, self.train.block_frames);
+        if rows.max(cols) > MOST_PIXELS || frames > MOST_FRAMES {
+            let expected =
+                format!("at most {MOST_PIXELS} rows and columns, and blocks of at most {MOST_FRAMES} frames");
+            return Err(Error::argument(
+                "description",
+                expected,
+                format!("{rows} x {cols}, {frames} frames"),
+            ));
+        }
+        self.model.tokens([frames, rows, cols])?;
+        self.compressor.grid(&self.model, [frames, rows, cols])?;
+        Ok(())
+    }
+
     /// That of a checkpoint, from its header alone.
     ///
     /// # Errors
@@ -272,5 +291,8 @@ fn read_description(file: &Path, mut from: impl Read) -> Result<Description> {
     serde_json::from_str(text).map_err(|e| fails(format!("its description is of another kind: {e}")))
 }
 
+/// No latent has more rows or columns than this, and no block more frames.
+const MOST_PIXELS: usize = 1 << 14;
+const MOST_FRAMES: usize = 1 << 10;
 /// No header is as long as this, in bytes.
 const LONGEST: u64 = 100_000_000;
