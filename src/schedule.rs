@@ -277,19 +277,36 @@ impl Schedule {
     pub fn few_step(base_timesteps: &[f64], shift: f64) -> Result<Schedule> {
         const OP: &str = "Schedule::few_step";
         check_shift(OP, shift)?;
-        let inside = base_timesteps
-            .iter()
-            .all(|t| (0.0..=TRAIN_STEPS).contains(t) && *t > 0.0);
-        if base_timesteps.is_empty() || !inside || !falls(base_timesteps) {
-            return Err(Error::argument(
-                OP,
-                "base_timesteps",
-                "one or more numbers that fall from at most 1000 to above 0",
-                format!("{base_timesteps:?}"),
-            ));
-        }
+        check_timesteps(OP, "base_timesteps", base_timesteps)?;
         let sigmas = base_timesteps.iter().map(|t| shifted(t / TRAIN_STEPS, shift).min(1.0));
         Ok(Schedule::of(sigmas, Solver::Renoise))
+    }
+
+    /// The steps of a few-step model that is told its time steps as they are, as CausVid's (arXiv 2412.07772) is: 1000, 757
+    /// and 522 with shift 8. A step's sigma is the nearest of the 1,000 of training, `shifted(1 - i / 1000)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Schedule::few_step`]; time steps that are too near one another for sigmas of their own.
+    pub fn few_step_as_told(timesteps: &[f64], shift: f64) -> Result<Schedule> {
+        const OP: &str = "Schedule::few_step_as_told";
+        check_shift(OP, shift)?;
+        check_timesteps(OP, "timesteps", timesteps)?;
+        let trained: Vec<f64> = (0..TRAIN_STEPS as usize)
+            .map(|i| shifted(1.0 - i as f64 / TRAIN_STEPS, shift).min(1.0))
+            .collect();
+        let nearest = |t: f64| {
+            let off = |sigma: &f64| (TRAIN_STEPS * sigma - t).abs();
+            let best = trained.iter().min_by(|a, b| off(a).total_cmp(&off(b)));
+            best.copied().unwrap_or(1.0)
+        };
+        let sigmas: Vec<f64> = timesteps.iter().map(|t| nearest(*t)).collect();
+        check_apart(OP, &sigmas, shift)?;
+        let mut schedule = Schedule::of(sigmas.into_iter(), Solver::Renoise);
+        for (step, timestep) in schedule.steps.iter_mut().zip(timesteps) {
+            step.timestep = *timestep;
+        }
+        Ok(schedule)
     }
 
     /// Any sigmas, from the first step's to what is left after the last, usually 0.
@@ -435,6 +452,19 @@ fn check_steps(op: &'static str, steps: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::argument(op, "steps", format!("1 to {MOST}"), steps.to_string()))
+}
+
+fn check_timesteps(op: &'static str, argument: &'static str, timesteps: &[f64]) -> Result<()> {
+    let inside = timesteps.iter().all(|t| (0.0..=TRAIN_STEPS).contains(t) && *t > 0.0);
+    if !timesteps.is_empty() && inside && falls(timesteps) {
+        return Ok(());
+    }
+    Err(Error::argument(
+        op,
+        argument,
+        "one or more numbers that fall from at most 1000 to above 0",
+        format!("{timesteps:?}"),
+    ))
 }
 
 fn check_shift(op: &'static str, shift: f64) -> Result<()> {

@@ -5,6 +5,7 @@ mod chart;
 mod check;
 mod device;
 mod evaluate;
+mod generate;
 mod media;
 mod output;
 mod pack;
@@ -34,6 +35,16 @@ enum Command {
     /// Makes a long video with a model that was trained on short clips
     #[command(after_help = "Example:\n  packforcing sample --seconds 120 --out out/sample")]
     Sample(sample::Options),
+    /// Makes a video of a prompt, with published weights
+    #[command(
+        after_help = "Example:\n  packforcing generate --model self_forcing_dmd.pt --model Wan2.1-T2V-1.3B --prompt rain --out film.mp4"
+    )]
+    Generate(generate::Options),
+    /// Writes the embeddings of a prompt, which generate takes in its place
+    #[command(
+        after_help = "Example:\n  packforcing encode-prompt --model Wan2.1-T2V-1.3B --prompt rain --out prompt.safetensors"
+    )]
+    EncodePrompt(generate::EncodeOptions),
     /// Trains a small model on short clips
     #[command(after_help = "Example:\n  packforcing train clips --steps 2000 --out out/train")]
     Train(train::Options),
@@ -53,7 +64,7 @@ fn main() -> ExitCode {
     match command {
         // A step's parts have a thread each; threads of candle's own inside them get in each other's way.
         Command::Train(_) => process::settle_threads(1),
-        Command::Sample(_) | Command::Evaluate(_) => {
+        Command::Sample(_) | Command::Evaluate(_) | Command::Generate(_) | Command::EncodePrompt(_) => {
             let here = std::thread::available_parallelism().map_or(1, usize::from);
             process::settle_threads(candle_core::utils::get_num_threads().min(here));
         }
@@ -62,6 +73,8 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Pack(options) => pack::run(&options),
         Command::Sample(options) => sample::run(&options),
+        Command::Generate(options) => generate::run(&options),
+        Command::EncodePrompt(options) => generate::encode_prompt(&options),
         Command::Train(options) => train::run(&options),
         Command::Evaluate(options) => evaluate::run(&options),
         Command::Bench(options) => bench::run(&options),

@@ -416,7 +416,7 @@ fn bad_input_is_named() {
         ("empty.safetensors", Vec::new(), "not a checkpoint"),
         ("nan.safetensors", nan, "not finite"),
         ("shape.safetensors", wider, "of another shape"),
-        ("pickle.pt", b"PK\x03\x04 and so on".to_vec(), "a pickle of PyTorch's"),
+        ("pickle.pt", b"PK\x03\x04 and so on".to_vec(), "a file of PyTorch's"),
         (
             "text.safetensors",
             b"hello, this is not a checkpoint".to_vec(),

@@ -199,6 +199,8 @@ pub struct FullHistory {
     blocks: usize,
     rotation: Option<Rotation>,
     commits: bool,
+    /// Frames that are kept: from the beginning, and the newest.
+    window: Option<(usize, usize)>,
 }
 
 impl FullHistory {
@@ -212,6 +214,17 @@ impl FullHistory {
             blocks: 0,
             rotation: None,
             commits: false,
+            window: None,
+        }
+    }
+
+    /// Nothing yet, of which no more is ever kept than the first `sink` frames and the newest, `frames` together with the
+    /// block that is made. Positions stay those of the whole video, as the code that few-step models come with has it.
+    pub fn window(rope: &Rope3d, grid: Grid, sink: usize, frames: usize) -> FullHistory {
+        let newest = frames.saturating_sub(sink + grid.frames);
+        FullHistory {
+            window: Some((sink, newest)),
+            ..FullHistory::new(rope, grid)
         }
     }
 
@@ -243,6 +256,13 @@ impl FullHistory {
         } else {
             for (kept, now) in self.kept.iter_mut().zip(now) {
                 *kept = (Tensor::cat(&[&kept.0, &now.0], 1)?, Tensor::cat(&[&kept.1, &now.1], 1)?);
+            }
+        }
+        if let Some((sink, newest)) = self.window {
+            let frame = self.grid.rows * self.grid.cols;
+            let (sink, newest) = (sink * frame, newest * frame);
+            for kept in &mut self.kept {
+                *kept = (ends(&kept.0, sink, newest)?, ends(&kept.1, sink, newest)?);
             }
         }
         self.blocks += 1;
@@ -286,6 +306,20 @@ impl SelfAttention for FullHistory {
             }
             None => softmax_attention(&q, &k, v, None),
         }
+    }
+}
+
+/// The first and the last tokens; all where they are no more than these.
+fn ends(x: &Tensor, first: usize, last: usize) -> Result<Tensor> {
+    let tokens = x.dim(1)?;
+    if tokens <= first + last {
+        return Ok(x.clone());
+    }
+    let newest = x.narrow(1, tokens - last, last)?;
+    match first {
+        // A view would keep what was dropped.
+        0 => newest.force_contiguous(),
+        _ => Tensor::cat(&[&x.narrow(1, 0, first)?, &newest], 1),
     }
 }
 

@@ -73,6 +73,8 @@ pub enum WeightsFault {
         /// What they are.
         dtype: String,
     },
+    /// A file of `torch.save` that cannot be taken.
+    Torch(String),
     /// Weights in 8 bits with factors beside them, by the name of one of these.
     Scaled(String),
 }
@@ -94,7 +96,10 @@ impl fmt::Display for WeightsFault {
                 let wrong = wrong
                     .iter()
                     .map(|(name, expected, got)| format!("{name} is {got:?} and not {expected:?}"));
-                let missing = missing.iter().map(|name| format!("{name} is missing"));
+                let missing = missing.iter().map(|name| match nearest(name, surplus) {
+                    Some(near) => format!("{name} is missing (there is {near})"),
+                    None => format!("{name} is missing"),
+                });
                 let surplus = surplus.iter().map(|name| format!("{name} has no place"));
                 let named: Vec<String> = wrong.chain(missing).chain(surplus).take(lines).collect();
                 write!(f, ": {}", named.join(", "))?;
@@ -103,6 +108,7 @@ impl fmt::Display for WeightsFault {
                 }
                 Ok(())
             }
+            WeightsFault::Torch(reason) => write!(f, "{reason}"),
             WeightsFault::NotFinite(name) => write!(f, "{name} has numbers that are not finite"),
             WeightsFault::Dtype { name, dtype } => {
                 write!(
@@ -116,6 +122,13 @@ impl fmt::Display for WeightsFault {
             ),
         }
     }
+}
+
+/// Of the names that are there the one most like this, if one is.
+fn nearest<'n>(name: &str, names: &'n [String]) -> Option<&'n String> {
+    let likeness = |other: &&String| strsim::normalized_levenshtein(name, other);
+    let best = names.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    (likeness(&best) > 0.7).then_some(best)
 }
 
 impl Error {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
@@ -188,20 +188,131 @@ fn filters(wish: &Wish) -> String {
 /// Encoders of H.264 that an ffmpeg may have, the best first.
 const ENCODERS: [&str; 4] = ["libx264", "h264_videotoolbox", "libopenh264", "h264_mf"];
 
-/// Makes an mp4 of a film, each pixel a square of `zoom`: H.264, yuv420p, with its colors said. False where there is no ffmpeg,
-/// or none with an encoder for it.
-pub fn mp4(y4m: &Path, to: &Path, zoom: usize) -> Result<bool> {
+/// The best of them that is here.
+fn encoder() -> Result<Option<&'static str>> {
     let listed = match Command::new(program())
         .args(["-hide_banner", "-encoders"])
         .stdin(Stdio::null())
         .output()
     {
         Ok(listed) => String::from_utf8_lossy(&listed.stdout).into_owned(),
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).with_context(|| format!("running {}", program().display())),
     };
     let has = |encoder: &&str| listed.split_whitespace().any(|word| word == *encoder);
-    let Some(encoder) = ENCODERS.into_iter().find(has) else {
+    Ok(ENCODERS.into_iter().find(has))
+}
+
+/// What is said of the colors of every film.
+fn tags(command: &mut Command) {
+    for tag in ["-colorspace", "-color_primaries", "-color_trc"] {
+        command.args([tag, "bt709"]);
+    }
+    command.args(["-color_range", "tv"]);
+}
+
+/// A film that is encoded while it is made. What was written can be played whenever it breaks off.
+pub struct Mp4Writer {
+    child: Child,
+    frames: Option<std::process::ChildStdin>,
+    size: (usize, usize),
+}
+
+impl Mp4Writer {
+    /// Frames of this size, even along both sides, at so many a second.
+    pub fn create(to: &Path, (width, height): (usize, usize), fps: usize) -> Result<Mp4Writer> {
+        let Some(encoder) = encoder()? else {
+            bail!(
+                "{}: films are written by the program ffmpeg with an encoder of H.264, and {} is not here or has none: install \
+                 it ({VARIABLE} names it where it is not on PATH)",
+                to.display(),
+                program().display()
+            );
+        };
+        let mut command = command();
+        command.args(["-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]);
+        command.args([
+            "-s",
+            &format!("{width}x{height}"),
+            "-r",
+            &fps.to_string(),
+            "-i",
+            "pipe:0",
+        ]);
+        command.args([
+            "-vf",
+            "scale=out_color_matrix=bt709:out_range=limited,format=yuv420p",
+            "-c:v",
+            encoder,
+        ]);
+        tags(&mut command);
+        // A second and its index, one after the other.
+        command.args([
+            "-g",
+            &fps.to_string(),
+            "-movflags",
+            "+frag_keyframe+empty_moov+default_base_moof",
+            "-f",
+            "mp4",
+        ]);
+        command
+            .arg(named(to))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("running {}", program().display()))?;
+        Ok(Mp4Writer {
+            frames: child.stdin.take(),
+            child,
+            size: (width, height),
+        })
+    }
+
+    pub fn write(&mut self, frame: &Image) -> Result<()> {
+        ensure!((frame.width, frame.height) == self.size, "a frame of another size");
+        let written = match &mut self.frames {
+            Some(frames) => frames.write_all(&frame.rgb),
+            None => Ok(()),
+        };
+        match written {
+            Ok(()) => Ok(()),
+            // Why is what it says itself.
+            Err(e) => self
+                .ended()
+                .and_then(|()| Err(e).context("ffmpeg takes no more frames")),
+        }
+    }
+
+    /// Waits for the last frames.
+    pub fn finish(mut self) -> Result<()> {
+        self.ended()
+    }
+
+    fn ended(&mut self) -> Result<()> {
+        drop(self.frames.take());
+        let mut said = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = stderr.read_to_string(&mut said);
+        }
+        let status = self.child.wait()?;
+        ensure!(status.success(), "ffmpeg: {status}: {}", said.trim());
+        Ok(())
+    }
+}
+
+impl Drop for Mp4Writer {
+    fn drop(&mut self) {
+        // Finished frames are kept, whatever went wrong.
+        let _ = self.ended();
+    }
+}
+
+/// Makes an mp4 of a film, each pixel a square of `zoom`: H.264, yuv420p, with its colors said. False where there is no ffmpeg,
+/// or none with an encoder for it.
+pub fn mp4(y4m: &Path, to: &Path, zoom: usize) -> Result<bool> {
+    let Some(encoder) = encoder()? else {
         return Ok(false);
     };
     // H.264 halves the planes of color: an odd extent is made even.
@@ -214,10 +325,8 @@ pub fn mp4(y4m: &Path, to: &Path, zoom: usize) -> Result<bool> {
         .args(["-y", "-protocol_whitelist", "file", "-i"])
         .arg(named(y4m));
     command.args(["-vf", &filters, "-c:v", encoder]);
-    for tag in ["-colorspace", "-color_primaries", "-color_trc"] {
-        command.args([tag, "bt709"]);
-    }
-    command.args(["-color_range", "tv", "-movflags", "+faststart", "-f", "mp4"]);
+    tags(&mut command);
+    command.args(["-movflags", "+faststart", "-f", "mp4"]);
     let partial = to.with_extension("mp4.partial");
     let made = command.arg(named(&partial)).output()?;
     if !made.status.success() {

@@ -2,7 +2,12 @@
 //!
 //! The names inside this crate are diffusers'.
 
-use std::collections::HashSet;
+mod lora;
+mod pickle;
+mod sizes;
+mod torch;
+
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -13,6 +18,8 @@ use packforcing::ops::denoise_step::{Coefficients, Noise};
 use packforcing_candle::denoise_step;
 
 use crate::error::{Error, Result, WeightsFault};
+pub use lora::Lora;
+use torch::{Stored, TorchFile, ZIP};
 
 /// Gives a model its tensors by diffusers' names.
 pub trait Weights {
@@ -26,7 +33,11 @@ pub trait Weights {
     fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor>;
 }
 
-/// Safetensors files, mapped into memory, under diffusers' names or those of the original Wan.
+/// Safetensors files or one of `torch.save`, mapped into memory, under diffusers' names or those of the original Wan.
+///
+/// Of a file of several sets of weights, as training leaves it, the first of `generator_ema`, `generator`, `model` and
+/// `state_dict` counts, else what lies at its top; what wrappers put into names (`_fsdp_wrapped_module.`, `model.` in
+/// front, `model.diffusion_model.` in front) is taken away. Nothing of a pickle is ever carried out.
 pub struct FileWeights {
     file: std::path::PathBuf,
     tensors: Tensors,
@@ -34,6 +45,9 @@ pub struct FileWeights {
     original: bool,
     dtype: DType,
     device: Device,
+    /// What else the file holds, in words.
+    left_out: Vec<String>,
+    lora: Option<Lora>,
     /// Names that were asked for and are there.
     taken: HashSet<String>,
     missing: Vec<String>,
@@ -45,6 +59,7 @@ pub struct FileWeights {
 enum Tensors {
     Mapped(MmapedSafetensors),
     Read(BufferedSafetensors),
+    Torch(TorchFile, BTreeMap<String, Stored>),
 }
 
 impl Tensors {
@@ -52,31 +67,100 @@ impl Tensors {
         let named = match self {
             Tensors::Mapped(tensors) => tensors.tensors(),
             Tensors::Read(tensors) => tensors.tensors(),
+            Tensors::Torch(_, tensors) => return tensors.keys().cloned().collect(),
         };
         named.into_iter().map(|(name, _)| name).collect()
     }
 
-    fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
+    /// What its numbers are, and its shape.
+    fn about(&self, name: &str) -> Option<(safetensors::Dtype, Vec<usize>)> {
         let view = match self {
             Tensors::Mapped(tensors) => tensors.get(name),
             Tensors::Read(tensors) => tensors.get(name),
+            Tensors::Torch(_, tensors) => {
+                let stored = tensors.get(name)?;
+                return Some((stored.dtype, stored.shape.clone()));
+            }
         };
-        view.ok().map(|view| view.dtype())
+        view.ok().map(|view| (view.dtype(), view.shape().to_vec()))
     }
 
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let view = match self {
-            Tensors::Mapped(tensors) => tensors.get(name),
-            Tensors::Read(tensors) => tensors.get(name),
+    /// A tensor's bytes where they lie one behind the other, with what its numbers are and its shape.
+    fn bytes(&self, name: &str) -> Option<(safetensors::Dtype, Vec<usize>, &[u8])> {
+        let (dtype, shape) = self.about(name)?;
+        let bytes = match self {
+            Tensors::Mapped(tensors) => tensors.get(name).ok()?.data(),
+            Tensors::Read(tensors) => tensors.get(name).ok()?.data(),
+            Tensors::Torch(file, tensors) => file.bytes(tensors.get(name)?)?,
         };
-        view.ok().map(|view| view.shape().to_vec())
+        Some((dtype, shape, bytes))
     }
 
     fn load(&self, name: &str, device: &Device) -> candle_core::Result<Tensor> {
         match self {
             Tensors::Mapped(tensors) => tensors.load(name, device),
             Tensors::Read(tensors) => tensors.load(name, device),
+            Tensors::Torch(file, tensors) => match tensors.get(name) {
+                Some(stored) => file.load(stored, device),
+                None => candle_core::bail!("{name} is not there"),
+            },
         }
+    }
+}
+
+/// Numbers that weights are taken in.
+fn is_float(dtype: safetensors::Dtype) -> bool {
+    use safetensors::Dtype;
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
+}
+
+/// Sets of weights in files of `torch.save`, the first that is there.
+const SETS: [&str; 5] = ["generator_ema", "generator", "model", "state_dict", ""];
+/// What data-parallel training puts into names, anywhere.
+const WRAPPED: &str = "_fsdp_wrapped_module.";
+/// What the trainer's wrapper puts in front, and what others' single files have in front.
+const IN_FRONT: [&str; 2] = ["model.diffusion_model.", "model."];
+/// Tables that some exports have, and that everybody computes.
+const COMPUTED: [&str; 1] = ["freqs"];
+
+/// The weights in a file of `torch.save`, and in words what else is in it.
+fn chosen(file: &TorchFile) -> std::result::Result<(BTreeMap<String, Stored>, Vec<String>), String> {
+    let of_name = |name: &&str| file.set(name).is_some();
+    let Some(set) = SETS.iter().copied().find(of_name) else {
+        let sets: Vec<&str> = file.sets().map(|(name, _)| name).collect();
+        return Err(match sets.is_empty() {
+            true => "no tensors in it".into(),
+            false => format!("none of {} in it: there are {}", SETS[..4].join(", "), sets.join(", ")),
+        });
+    };
+    let mut named = BTreeMap::new();
+    for (name, stored) in file.set(set).into_iter().flatten() {
+        let plain = name.replace(WRAPPED, "");
+        let plain = IN_FRONT
+            .iter()
+            .find_map(|front| plain.strip_prefix(front))
+            .unwrap_or(&plain);
+        if named.insert(plain.to_string(), stored.clone()).is_some() {
+            return Err(format!(
+                "{set}: {plain} is in it twice, under names that differ by what wrappers put into them"
+            ));
+        }
+    }
+    let sets = file.sets().filter(|(name, _)| *name != set);
+    let mut left_out: Vec<String> = sets.map(|(name, count)| format!("{name} ({count} tensors)")).collect();
+    left_out.extend(file.others().iter().map(|(name, what)| format!("{name} ({what})")));
+    // One of the weights that is none, a call for example, is no weight that is left out.
+    let inside = match set {
+        "" => String::new(),
+        set => format!("{set}."),
+    };
+    let odd = file
+        .others()
+        .iter()
+        .find(|(name, what)| name.starts_with(&inside) && what.contains("not carried out"));
+    match odd {
+        Some((name, what)) => Err(format!("{name} is {what}")),
+        None => Ok((named, left_out)),
     }
 }
 
@@ -89,8 +173,10 @@ pub(crate) fn instead(begin: &[u8]) -> Option<&'static str> {
     Some(match () {
         () if begin.is_empty() => "it is empty",
         () if is(b"version https://git-lfs") => "it is a pointer of git-lfs: git lfs pull fetches the file itself",
-        () if is(b"PK\x03\x04") || is(b"\x80\x02") => {
-            "it is a pickle of PyTorch's: convert it (safetensors.torch.save_file of its state dict)"
+        () if is(ZIP) => "it is a file of PyTorch's",
+        () if is(b"\x80\x02") => {
+            "it is a pickle of PyTorch's in its format before 1.6: torch.save(torch.load(file), file) with a newer one writes it \
+             anew"
         }
         () if is(b"<") => "it is a page of HTML: what was downloaded is the page about it",
         () if is(b"{") => "it is JSON: an index names the files that hold the weights, which are opened together",
@@ -114,16 +200,38 @@ impl FileWeights {
             return Err(Error::argument("files", "at least one", "none"));
         };
         let file = first.as_ref().to_path_buf();
+        let mut begin = Vec::new();
+        // What cannot be read is told by whoever opens it.
+        let _ = File::open(&file).and_then(|file| file.take(64).read_to_end(&mut begin));
+        if begin.starts_with(ZIP) {
+            return FileWeights::torch(files, file, prefix, dtype, device);
+        }
         // SAFETY: candle maps the files, and they must not change while they are mapped: the caller
         // names checkpoints, which nobody writes in place (ours are renamed into place). Their
         // headers are checked before anything is read.
         let tensors = unsafe { MmapedSafetensors::multi(files) };
-        let mut begin = Vec::new();
-        if tensors.is_err() {
-            // What it cannot read either is told by candle's error.
-            let _ = File::open(&file).and_then(|file| file.take(64).read_to_end(&mut begin));
+        FileWeights::safetensors(file, (tensors.map(Tensors::Mapped), &begin), prefix, dtype, device)
+    }
+
+    /// One file of `torch.save`.
+    fn torch<P: AsRef<Path>>(
+        files: &[P],
+        file: std::path::PathBuf,
+        prefix: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<FileWeights> {
+        if let Some(second) = files.get(1) {
+            let got = format!("{} with it", second.as_ref().display());
+            return Err(Error::argument("files", format!("{} alone", file.display()), got));
         }
-        FileWeights::new(file, (tensors.map(Tensors::Mapped), &begin), prefix, dtype, device)
+        let opened = TorchFile::open(&file);
+        let read = opened.and_then(|opened| chosen(&opened).map(|(named, left_out)| (opened, named, left_out)));
+        let (opened, named, left_out) = read.map_err(|fault| Error::Weights {
+            file: file.clone(),
+            fault: WeightsFault::Torch(fault),
+        })?;
+        FileWeights::new(file, Tensors::Torch(opened, named), left_out, prefix, dtype, device)
     }
 
     /// The same of one file that is in memory already, by this name in errors.
@@ -134,10 +242,10 @@ impl FileWeights {
     pub fn from_bytes(name: &str, bytes: &[u8], dtype: DType, device: &Device) -> Result<FileWeights> {
         let tensors = BufferedSafetensors::new(bytes.to_vec());
         let begin = &bytes[..bytes.len().min(64)];
-        FileWeights::new(name.into(), (tensors.map(Tensors::Read), begin), "", dtype, device)
+        FileWeights::safetensors(name.into(), (tensors.map(Tensors::Read), begin), "", dtype, device)
     }
 
-    fn new(
+    fn safetensors(
         file: std::path::PathBuf,
         (tensors, begin): (candle_core::Result<Tensors>, &[u8]),
         prefix: &str,
@@ -151,9 +259,31 @@ impl FileWeights {
                 None => e.to_string(),
             }),
         })?;
+        FileWeights::new(file, tensors, Vec::new(), prefix, dtype, device)
+    }
+
+    fn new(
+        file: std::path::PathBuf,
+        tensors: Tensors,
+        mut left_out: Vec<String>,
+        prefix: &str,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<FileWeights> {
+        let names = tensors.names();
+        // Single files of others, with what else a pipeline wants beside the model.
+        let whole = IN_FRONT[0];
+        let prefix = match prefix.is_empty() && names.iter().any(|name| name.starts_with(whole)) {
+            true => whole,
+            false => prefix,
+        };
+        let beside = names.iter().filter(|name| !name.starts_with(prefix)).count();
+        if prefix == whole && beside > 0 {
+            left_out.push(format!("{beside} tensors without {whole} in front"));
+        }
         // Without its factors such a file gives garbage and no error.
         let factors = |name: &String| FACTORS.iter().any(|ending| name.ends_with(ending));
-        if let Some(name) = tensors.names().into_iter().find(factors) {
+        if let Some(name) = names.into_iter().find(factors) {
             return Err(Error::Weights {
                 file,
                 fault: WeightsFault::Scaled(name),
@@ -161,8 +291,10 @@ impl FileWeights {
         }
         Ok(FileWeights {
             file,
-            original: tensors.shape(&format!("{prefix}{TELLING}")).is_some(),
+            original: tensors.about(&format!("{prefix}{TELLING}")).is_some(),
             tensors,
+            left_out,
+            lora: None,
             prefix: prefix.into(),
             dtype,
             device: device.clone(),
@@ -175,7 +307,84 @@ impl FileWeights {
 
     /// Whether a tensor of this name is there, after the prefix.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.tensors.shape(&format!("{}{name}", self.prefix)).is_some()
+        self.tensors.about(&format!("{}{name}", self.prefix)).is_some()
+    }
+
+    /// The file; of several the first.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The shape of a tensor by the file's own name; nothing where it is not there.
+    pub(crate) fn shape(&self, name: &str) -> Vec<usize> {
+        let about = self.tensors.about(&format!("{}{name}", self.prefix));
+        about.map(|(_, shape)| shape).unwrap_or_default()
+    }
+
+    /// A tensor by the file's own name, in this dtype, as it is.
+    pub(crate) fn load(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let here = format!("{}{name}", self.prefix);
+        let fault = match self.tensors.about(&here) {
+            Some((stored, _)) if !is_float(stored) => WeightsFault::Dtype {
+                name: here,
+                dtype: format!("{stored:?}"),
+            },
+            Some((_, there)) if there == shape => {
+                return Ok(self.tensors.load(&here, &self.device)?.to_dtype(dtype)?);
+            }
+            Some((_, there)) => WeightsFault::Incomplete {
+                missing: Vec::new(),
+                wrong: vec![(here, shape.to_vec(), there)],
+                surplus: Vec::new(),
+            },
+            None => WeightsFault::Incomplete {
+                missing: vec![here],
+                wrong: Vec::new(),
+                surplus: Vec::new(),
+            },
+        };
+        Err(Error::Weights {
+            file: self.file.clone(),
+            fault,
+        })
+    }
+
+    /// Rows of a matrix by the file's own name, gathered where the file lies: `[rows, columns]`.
+    pub(crate) fn rows(&self, name: &str, rows: &[u32], dtype: DType, device: &Device) -> Result<Tensor> {
+        let here = format!("{}{name}", self.prefix);
+        let whole = |_| Error::Weights {
+            file: self.file.clone(),
+            fault: WeightsFault::Torch(format!("{here} has no rows of numbers one behind the other")),
+        };
+        let (stored, shape, bytes) = self.tensors.bytes(&here).ok_or(()).map_err(whole)?;
+        let kind = match stored {
+            safetensors::Dtype::F32 => DType::F32,
+            safetensors::Dtype::F16 => DType::F16,
+            safetensors::Dtype::BF16 => DType::BF16,
+            _ => return Err(whole(())),
+        };
+        let &[_, columns] = &shape[..] else {
+            return Err(whole(()));
+        };
+        let row = columns * kind.size_in_bytes();
+        let mut gathered = Vec::with_capacity(rows.len() * row);
+        for number in rows {
+            let begin = *number as usize * row;
+            gathered.extend_from_slice(bytes.get(begin..begin + row).ok_or(()).map_err(whole)?);
+        }
+        let gathered = Tensor::from_raw_buffer(&gathered, kind, &[rows.len(), columns], device)?;
+        Ok(gathered.to_dtype(dtype)?)
+    }
+
+    /// These weights with an adapter merged in, in f32 before they are rounded.
+    pub fn with_lora(mut self, lora: Lora) -> FileWeights {
+        self.lora = Some(lora);
+        self
+    }
+
+    /// What the files hold besides these weights, in words; nothing of it is read.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     /// Everything that was asked for and is not there, or is of another shape, and what is there, begins with the
@@ -193,12 +402,12 @@ impl FileWeights {
         let mut surplus = self.tensors.names();
         surplus.retain(|name| {
             let of_this = name.strip_prefix(&self.prefix);
-            of_this.is_some_and(|rest| !others.iter().any(|other| rest.starts_with(other)))
+            of_this.is_some_and(|rest| !others.iter().any(|other| rest.starts_with(other)) && !COMPUTED.contains(&rest))
                 && !self.taken.contains(name)
         });
         surplus.sort();
         if self.missing.is_empty() && self.wrong.is_empty() && surplus.is_empty() {
-            return Ok(());
+            return self.lora.map_or(Ok(()), |lora| lora.finish());
         }
         Err(self.incomplete(surplus))
     }
@@ -238,7 +447,7 @@ impl Weights for FileWeights {
         };
         let here = format!("{}{here}", self.prefix);
         let dtype = kept(name, self.dtype);
-        let Some(there) = self.tensors.shape(&here) else {
+        let Some((stored, there)) = self.tensors.about(&here) else {
             self.missing.push(here);
             return self.stand_in(shape, dtype);
         };
@@ -247,14 +456,12 @@ impl Weights for FileWeights {
             self.wrong.push((here, shape.to_vec(), there));
             return self.stand_in(shape, dtype);
         }
-        use safetensors::Dtype;
-        let stored = self.tensors.dtype(&here);
-        if let Some(dtype) = stored.filter(|d| !matches!(d, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)) {
+        if !is_float(stored) {
             return Err(Error::Weights {
                 file: self.file.clone(),
                 fault: WeightsFault::Dtype {
                     name: here,
-                    dtype: format!("{dtype:?}"),
+                    dtype: format!("{stored:?}"),
                 },
             });
         }
@@ -267,6 +474,10 @@ impl Weights for FileWeights {
                 fault: WeightsFault::NotFinite(here),
             });
         }
+        let tensor = match &mut self.lora {
+            Some(lora) => lora.merge(&original_name(name), tensor, &self.device)?,
+            None => tensor,
+        };
         Ok(tensor.to_dtype(dtype)?)
     }
 }
@@ -376,8 +587,8 @@ mod tests {
     fn what_is_no_safetensors_file_is_told() {
         for (bytes, told) in [
             (&b""[..], "it is empty"),
-            (b"PK\x03\x04 and so on", "a pickle of PyTorch's"),
-            (b"\x80\x02 and so on", "a pickle of PyTorch's"),
+            (b"PK\x03\x04 and so on", "a file of PyTorch's"),
+            (b"\x80\x02 and so on", "before 1.6"),
             (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
             (b"<!DOCTYPE html>", "HTML"),
             (b"{\"weight_map\": {}}", "an index names the files"),

@@ -1,0 +1,207 @@
+//! A prompt becomes a film: the whole way, with a model that is tiny and random and lies as people have theirs.
+
+#[path = "../../packforcing-video/examples/tiny_model.rs"]
+#[expect(dead_code, reason = "an example has a main function")]
+mod tiny_model;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A folder with a model in it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("generate-{name}-{}", std::process::id()));
+        tiny_model::write(&path).unwrap();
+        Folder(path)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_packforcing"));
+        command.current_dir(&self.0).args(arguments).output().unwrap()
+    }
+
+    fn generate(&self, more: &[&str]) -> Output {
+        let model = [
+            "generate",
+            "--model",
+            "checkpoints",
+            "--model",
+            "Wan2.1-T2V-1.3B",
+            "--device",
+            "cpu",
+        ];
+        let size: &[&str] = if more.contains(&"--size") {
+            &[]
+        } else {
+            &["--size", "64x48"]
+        };
+        self.run(&[&model, size, more].concat())
+    }
+
+    fn makes(&self, more: &[&str]) -> String {
+        let output = self.generate(more);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{more:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn refuses(&self, more: &[&str], told: &str) {
+        let output = self.generate(more);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && !stderr.contains("panicked"),
+            "{more:?}: {stderr}"
+        );
+        assert!(stderr.contains(told), "{more:?}: {stderr}");
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Films want the program ffmpeg; where it is missing and nobody said that it must be there, the tests say so.
+fn ffmpeg_is_here() -> bool {
+    let here = Command::new("ffmpeg").arg("-version").output().is_ok();
+    let required = std::env::var("PACKFORCING_REQUIRE").is_ok_and(|all| all.split(',').any(|one| one == "ffmpeg"));
+    assert!(here || !required, "ffmpeg is required, and not here");
+    if !here {
+        eprintln!("no ffmpeg: films are not tested");
+    }
+    here
+}
+
+/// Frames of a film, each as its bytes.
+fn frames(film: &Path) -> Vec<Vec<u8>> {
+    let mut command = Command::new("ffmpeg");
+    command.args(["-nostdin", "-loglevel", "error", "-i"]).arg(film);
+    let output = command
+        .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout.chunks(3 * 64 * 48).map(<[u8]>::to_vec).collect()
+}
+
+#[test]
+fn a_prompt_becomes_a_film() {
+    if !ffmpeg_is_here() {
+        return;
+    }
+    let folder = Folder::new("film");
+    let said = folder.makes(&["--prompt", "a cat in the rain", "--seconds", "2", "--out", "a.mp4"]);
+    for told in [
+        "recipe    self-forcing, a guess by the name self_forcing_dmd.pt",
+        "32 frames of 64 x 48 at 16 a second: 3 blocks of 3 frames of latents",
+        "first     frames after",
+        "made      32 frames",
+    ] {
+        assert!(said.contains(told), "{told}: {said}");
+    }
+    let a = frames(&folder.at("a.mp4"));
+    assert_eq!(a.len(), 32);
+    assert!(a.windows(2).any(|pair| pair[0] != pair[1]), "it moves");
+    // A seed is a video; another seed, another prompt or another memory is another.
+    folder.makes(&["--prompt", "a cat in the rain", "--seconds", "2", "--out", "b.mp4"]);
+    assert!(a == frames(&folder.at("b.mp4")));
+    let others: [&[&str]; 2] = [
+        &["--prompt", "a cat in the rain", "--seed", "1"],
+        &["--prompt", "a dog on the moon"],
+    ];
+    for other in others {
+        folder.makes(&[other, &["--seconds", "2", "--out", "c.mp4"]].concat());
+        assert!(a != frames(&folder.at("c.mp4")), "{other:?}");
+    }
+    // With a prompt that was encoded before it is the same.
+    let encoded = [
+        "encode-prompt",
+        "--model",
+        "Wan2.1-T2V-1.3B",
+        "--prompt",
+        "a cat in  the rain ",
+        "--device",
+        "cpu",
+    ];
+    assert!(folder.run(&encoded).status.success());
+    folder.makes(&["--embedding", "prompt.safetensors", "--seconds", "2", "--out", "d.mp4"]);
+    assert!(a == frames(&folder.at("d.mp4")));
+    // Every memory, and the small decoder.
+    for memory in ["mean", "window", "sink-window"] {
+        folder.makes(&["--prompt", "a cat", "--memory", memory, "--out", "e.mp4"]);
+        assert_eq!(frames(&folder.at("e.mp4")).len(), 80, "{memory}");
+    }
+    folder.makes(&[
+        "--prompt",
+        "a cat",
+        "--decoder",
+        "preview",
+        "--seconds",
+        "0.1",
+        "--out",
+        "f.mp4",
+    ]);
+    assert_eq!(frames(&folder.at("f.mp4")).len(), 2);
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_told() {
+    let folder = Folder::new("wrong");
+    let prompt = &["--prompt", "a cat"];
+    let with = |more: &[&'static str]| [&prompt[..], more].concat();
+    folder.refuses(&["--prompt", " \t "], "the prompt is empty");
+    folder.refuses(&with(&["--size", "65x48"]), "each a multiple of 16");
+    folder.refuses(&with(&["--recipe", "any"]), "one of self-forcing, causvid");
+    folder.refuses(
+        &with(&["--recipe", "rolling-forcing"]),
+        "which denoises five blocks together",
+    );
+    folder.refuses(&with(&["--lora", "nowhere.pt"]), "nowhere.pt");
+    folder.refuses(&with(&["--out", "nowhere/film.mp4"]), "nowhere/film.mp4");
+    folder.refuses(&with(&["--embedding", "x"]), "cannot be used with");
+    folder.refuses(
+        &with(&["--noise", "checkpoints/self_forcing_dmd.pt"]),
+        "self_forcing_dmd.pt",
+    );
+
+    let checkpoint = folder.at("checkpoints/self_forcing_dmd.pt");
+    let whole = fs::read(&checkpoint).unwrap();
+    fs::write(&checkpoint, &whole[..whole.len() / 2]).unwrap();
+    folder.refuses(prompt, "cut short");
+    fs::write(&checkpoint, b"version https://git-lfs.github.com/spec/v1\n").unwrap();
+    folder.refuses(prompt, "git lfs pull");
+    fs::write(&checkpoint, b"GGUF\x03\0\0\0").unwrap();
+    folder.refuses(prompt, "GGUF");
+    fs::write(&checkpoint, &whole).unwrap();
+
+    // Names that tell nothing, and two of them.
+    let plain = folder.at("checkpoints/model.pt");
+    fs::rename(&checkpoint, &plain).unwrap();
+    folder.refuses(prompt, "--recipe says it");
+    fs::write(folder.at("checkpoints/second.pt"), &whole).unwrap();
+    folder.refuses(prompt, "more than one transformer");
+    fs::remove_file(folder.at("checkpoints/second.pt")).unwrap();
+    fs::rename(&plain, folder.at("checkpoints/longlive_base.pt")).unwrap();
+    folder.refuses(prompt, "LongLive's base without its adapter");
+    fs::rename(folder.at("checkpoints/longlive_base.pt"), &checkpoint).unwrap();
+
+    let wan = |name: &str| folder.at("Wan2.1-T2V-1.3B").join(name);
+    for (name, more, told) in [
+        ("Wan2.1_VAE.pth", &[][..], "no autoencoder"),
+        ("taew2_1.pth", &["--decoder", "preview"], "no taew2_1"),
+        ("models_t5_umt5-xxl-enc-bf16.pth", &[], "no text encoder"),
+        ("google/umt5-xxl/tokenizer.json", &[], "no tokenizer"),
+    ] {
+        fs::rename(wan(name), folder.at("away")).unwrap();
+        folder.refuses(&with(more), told);
+        fs::rename(folder.at("away"), wan(name)).unwrap();
+    }
+}

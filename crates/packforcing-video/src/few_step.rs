@@ -1,0 +1,272 @@
+//! Videos of published few-step weights, block by block, with a history that they were not trained with.
+//!
+//! Such weights have seen 21 latent frames at once. Every kind of memory here stays inside of that: what a block attends to,
+//! its own frames among it, is never more.
+
+use candle_core::{DType, Tensor};
+use packforcing::cache::{Compression, PackConfig, PackedKvCache, Policy, Selection};
+use packforcing::ops::denoise_step::{Coefficients, Noise};
+use packforcing::schedule::Schedule;
+use packforcing::{Blocks, Frames, Grid};
+use packforcing_candle::denoise_step;
+use serde::{Deserialize, Serialize};
+
+use crate::attention::{FullHistory, Packed};
+use crate::error::{Error, Result};
+use crate::model::{Context, Model};
+use crate::recipe::Recipe;
+
+/// What a block attends to of those before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Memory {
+    /// The first 9 frames, the 6 of any age that answer the block most, the newest 3; all whole. Deep sinks were found to work
+    /// on these very weights (Deep Forcing, arXiv 2512.05081).
+    #[default]
+    Whole,
+    /// The first 9 frames, six blocks of any age at a frame's place each, in cells of [3, 4, 4] tokens and what those leave,
+    /// the newest 3 frames. Nobody has tried these weights on averages.
+    Mean,
+    /// The newest frames, as many as the family's own code keeps, at the places where they stand in the video.
+    Window,
+    /// The same with the family's sink, or with the first block where it has none.
+    SinkWindow,
+}
+
+/// How a video is made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FewStepConfig {
+    /// Whose weights these are.
+    pub recipe: Recipe,
+    /// What blocks attend to.
+    pub memory: Memory,
+    /// Rows and columns of the latent, an eighth of the picture's.
+    pub size: [usize; 2],
+    /// Old blocks that are kept to select from; the oldest leaves first.
+    pub archive: usize,
+    /// Decides all noise.
+    pub seed: u64,
+}
+
+/// Noise that comes from elsewhere, f32.
+#[derive(Debug, Clone)]
+pub struct GivenNoise {
+    /// What the video begins as, `[channels, frames, rows, columns]`.
+    pub start: Tensor,
+    /// What blocks are noised with between their steps, `[blocks, steps - 1, channels, frames of a block, rows, columns]`.
+    pub fresh: Tensor,
+}
+
+enum Store {
+    Packed(PackedKvCache),
+    Absolute(FullHistory),
+}
+
+/// Frames of sink, selection and newest blocks of the packed kinds.
+const SINK: usize = 9;
+const SELECTED: usize = 6;
+const NEWEST: usize = 3;
+/// Tokens that become one: frames, rows, columns.
+const CELL: [usize; 3] = [3, 4, 4];
+
+/// A video on its way.
+pub struct FewStep<'m> {
+    model: &'m Model,
+    context: Context,
+    config: FewStepConfig,
+    given: Option<GivenNoise>,
+    store: Store,
+    device: packforcing::Device,
+    blocks: usize,
+}
+
+impl<'m> FewStep<'m> {
+    /// An empty video on the model's device; `context` are text embeddings, `[1, tokens, context_dim]`.
+    ///
+    /// # Errors
+    ///
+    /// A recipe whose sampler is not here, sizes that the model does not take, memory for the cache.
+    pub fn new(model: &'m Model, context: &Tensor, config: &FewStepConfig) -> Result<FewStep<'m>> {
+        config.recipe.schedule(true)?;
+        let [rows, cols] = config.size;
+        let grid = model.config().tokens([config.recipe.block_frames(), rows, cols])?;
+        let device = packforcing_candle::device(model.device())?;
+        let store = match pack_config(model, config, grid)? {
+            Some(packed) => Store::Packed(PackedKvCache::new(&device, &packed)?),
+            None => {
+                let (recipe, rope) = (config.recipe, model.config().rope()?);
+                let sink = match config.memory {
+                    Memory::SinkWindow => recipe.sink_frames().max(recipe.block_frames()),
+                    _ => 0,
+                };
+                Store::Absolute(FullHistory::window(&rope, grid, sink, recipe.cache_frames()))
+            }
+        };
+        Ok(FewStep {
+            model,
+            context: model.context(context)?,
+            config: config.clone(),
+            given: None,
+            store,
+            device,
+            blocks: 0,
+        })
+    }
+
+    /// The same with noise that comes from elsewhere, for as many blocks as it reaches.
+    pub fn with_noise(mut self, noise: GivenNoise) -> FewStep<'m> {
+        self.given = Some(noise);
+        self
+    }
+
+    /// Makes the next block: clean latents, f32 `[channels, frames, rows, columns]`.
+    ///
+    /// # Errors
+    ///
+    /// Given noise that has come to its end, memory, and what a device reports.
+    pub fn next_block(&mut self) -> Result<Tensor> {
+        let schedule = self.config.recipe.schedule(self.blocks == 0)?;
+        let draw = Draw {
+            model: self.model,
+            config: &self.config,
+            given: self.given.as_ref(),
+            device: &self.device,
+            block: self.blocks,
+        };
+        let (model, context) = (self.model, &self.context);
+        let told = |timestep: f64| Tensor::new(&[timestep as f32], model.device());
+        let commit = told(self.config.recipe.commit_timestep())?;
+        let mut x = draw.start()?;
+        match &mut self.store {
+            Store::Packed(cache) => {
+                let mut block = cache.begin()?;
+                for step in 0..schedule.steps().len() {
+                    let timestep = told(schedule.steps()[step].timestep)?;
+                    let mut pass = block.denoise_pass()?;
+                    let v = model.velocity(&x, &timestep, context, &mut Packed(&mut pass))?;
+                    x = draw.step(&schedule, step, &x, &v)?;
+                }
+                let mut pass = block.commit_pass()?;
+                model.velocity(&x, &commit, context, &mut Packed(&mut pass))?;
+                block.commit()?;
+            }
+            Store::Absolute(history) => {
+                for step in 0..schedule.steps().len() {
+                    let timestep = told(schedule.steps()[step].timestep)?;
+                    let v = model.velocity(&x, &timestep, context, history.denoise_pass())?;
+                    x = draw.step(&schedule, step, &x, &v)?;
+                }
+                model.velocity(&x, &commit, context, history.commit_pass())?;
+                history.commit()?;
+            }
+        }
+        self.blocks += 1;
+        Ok(x.squeeze(0)?)
+    }
+
+    /// Blocks so far.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Bytes of the history's keys and values and of what the cache works with.
+    pub fn cache_bytes(&self) -> usize {
+        match &self.store {
+            Store::Packed(cache) => cache.bytes(),
+            Store::Absolute(history) => history.bytes(),
+        }
+    }
+}
+
+/// The packed cache of a kind of memory; none where positions stay those of the video.
+fn pack_config(model: &Model, config: &FewStepConfig, grid: Grid) -> Result<Option<PackConfig>> {
+    let blocks = |frames: usize| frames.div_ceil(grid.frames);
+    // Cells as long as a block at most; of what a mean remembers, every block stands for a frame.
+    let cell = [CELL[0].min(grid.frames), CELL[1], CELL[2]];
+    let (compression, selected, frames) = match config.memory {
+        Memory::Whole => (Compression::None, blocks(SELECTED), grid.frames),
+        Memory::Mean => (Compression::mean_pool(cell), SELECTED, 1),
+        Memory::Window | Memory::SinkWindow => return Ok(None),
+    };
+    let of_model = model.config();
+    let dtype = packforcing_candle::dtype(model.dtype());
+    let dtype = dtype.ok_or_else(|| Error::argument("dtype", "f32, f16 or bf16", format!("{:?}", model.dtype())))?;
+    let built = PackConfig::builder()
+        .layers(of_model.layers)
+        .heads(of_model.cache_heads())
+        .dtype(dtype)
+        .block(grid)
+        .sink(Blocks(blocks(SINK)))
+        .recent(Blocks(blocks(NEWEST)))
+        .selected(Blocks(selected))
+        .archive(Blocks(config.archive.max(selected)))
+        .mid_frames(Frames(frames))
+        .compression(compression)
+        .selection(Selection::PerLayer)
+        .policy(Policy::Top)
+        .rope(of_model.rope()?);
+    Ok(Some(built.build()?))
+}
+
+/// Where the noise of a block comes from.
+struct Draw<'a> {
+    model: &'a Model,
+    config: &'a FewStepConfig,
+    given: Option<&'a GivenNoise>,
+    device: &'a packforcing::Device,
+    block: usize,
+}
+
+impl Draw<'_> {
+    /// Draw number `number` of a block, each as far from the next as a block of any size needs.
+    fn noise(&self, number: usize) -> Noise {
+        Noise {
+            seed: self.config.seed,
+            offset: ((self.block as u64) << 40) + ((number as u64) << 34),
+        }
+    }
+
+    /// `[1, channels, frames, rows, columns]`
+    fn start(&self) -> Result<Tensor> {
+        let ([rows, cols], frames) = (self.config.size, self.config.recipe.block_frames());
+        let shape = (1, self.model.config().channels, frames, rows, cols);
+        if let Some(given) = self.given {
+            let part = given.start.narrow(1, self.block * frames, frames);
+            let part = part.and_then(|part| {
+                part.to_dtype(DType::F32)?
+                    .to_device(self.model.device())?
+                    .reshape(shape)
+            });
+            return part.map_err(|e| self.ended("start", e));
+        }
+        let zeros = Tensor::zeros(shape, DType::F32, self.model.device())?;
+        let numbers = Coefficients::new(self.device, &[vec![vec![0.0], vec![1.0]]])?;
+        Ok(denoise_step(self.device, &[&zeros], 0, &numbers, Some(self.noise(0)))?.swap_remove(0))
+    }
+
+    /// To the clean latent, and back with fresh noise but for the last step.
+    fn step(&self, schedule: &Schedule, number: usize, x: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let step = &schedule.steps()[number];
+        let last = number + 1 == schedule.steps().len();
+        match self.given.filter(|_| !last) {
+            None => {
+                let numbers = Coefficients::new(self.device, &[step.renoise(1)])?;
+                let noise = self.noise(number + 1);
+                Ok(denoise_step(self.device, &[x, v], 0, &numbers, Some(noise))?.swap_remove(0))
+            }
+            Some(given) => {
+                let fresh = given.fresh.get(self.block).and_then(|block| {
+                    let fresh = block.get(number)?.to_dtype(DType::F32)?.to_device(x.device())?;
+                    fresh.reshape(x.shape())
+                });
+                let fresh = fresh.map_err(|e| self.ended("fresh", e))?;
+                let clean = (x - (v * step.sigma)?)?;
+                Ok(((clean * (1.0 - step.sigma_next))? + (fresh * step.sigma_next)?)?)
+            }
+        }
+    }
+
+    fn ended(&self, argument: &'static str, error: candle_core::Error) -> Error {
+        Error::argument(argument, format!("noise for block {}", self.block), error.to_string())
+    }
+}

@@ -1,0 +1,147 @@
+//! TAEHV (github.com/madebyollin/taehv), a small decoder of Wan2.1's latents: a preview at a twenty-fifth of the work.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::conv::{Conv, Memory, doubled, taken};
+use crate::error::Result;
+use crate::weights::FileWeights;
+
+const CHANNELS: usize = 16;
+/// Of the four frames that the video's first latent becomes, those that are dropped.
+const DROPPED: usize = 3;
+
+/// The decoder of a `taew2_1.pth` or `.safetensors`.
+#[derive(Debug)]
+pub struct Taehv {
+    first: Conv,
+    stages: Vec<Stage>,
+    last: Conv,
+    dtype: DType,
+    device: Device,
+}
+
+/// Three blocks with a memory, twice the rows and columns, more frames, other channels.
+#[derive(Debug)]
+struct Stage {
+    blocks: [[Conv; 3]; 3],
+    grow: Conv,
+    /// Frames that each becomes.
+    frames: usize,
+    conv: Conv,
+}
+
+impl Taehv {
+    /// Opens the file; computed in `dtype` on `device`.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileWeights::open`]; a file of something else, a tensor that is missing.
+    pub fn open<P: AsRef<Path>>(files: &[P], dtype: DType, device: &Device) -> Result<Taehv> {
+        let weights = FileWeights::open(files, "", dtype, device)?;
+        let conv = |name: String| Conv::load(&weights, &name, dtype);
+        let stage = |begin: usize, frames: usize| -> Result<Stage> {
+            let block = |number: usize| -> Result<[Conv; 3]> {
+                let [a, b, c] = [0, 2, 4].map(|part| conv(format!("decoder.{}.conv.{part}", begin + number)));
+                Ok([a?, b?, c?])
+            };
+            Ok(Stage {
+                blocks: [block(0)?, block(1)?, block(2)?],
+                grow: conv(format!("decoder.{}.conv", begin + 4))?,
+                frames,
+                conv: conv(format!("decoder.{}", begin + 5))?,
+            })
+        };
+        Ok(Taehv {
+            first: conv("decoder.1".into())?,
+            stages: vec![stage(3, 1)?, stage(9, 2)?, stage(15, 2)?],
+            last: conv("decoder.22".into())?,
+            dtype,
+            device: device.clone(),
+        })
+    }
+
+    /// Begins a video.
+    pub fn decoder(&self) -> TaehvDecoder<'_> {
+        TaehvDecoder {
+            model: self,
+            memory: Memory::default(),
+            dropped: 0,
+        }
+    }
+}
+
+/// A video on its way from latents to frames.
+#[derive(Debug)]
+pub struct TaehvDecoder<'m> {
+    model: &'m Taehv,
+    memory: Memory,
+    dropped: usize,
+}
+
+impl TaehvDecoder<'_> {
+    /// The next latents, `[frames, 16, rows, columns]` as the transformer makes them, become frames from -1 to 1,
+    /// `[frames, 3, 8 rows, 8 columns]`: four for each, and one for the first of the video.
+    ///
+    /// # Errors
+    ///
+    /// Another shape, or other rows and columns than before; memory.
+    pub fn decode(&mut self, latents: &Tensor) -> Result<Tensor> {
+        let model = self.model;
+        let x = taken(latents, "latents", CHANNELS, model.dtype, &model.device)?;
+        self.memory.begin();
+        // Of 0 to 1.
+        let frames = model.raw(&x, &mut self.memory)?.clamp(0f32, 1f32)?;
+        let drop = DROPPED - self.dropped;
+        self.dropped += drop;
+        let kept = frames.narrow(0, drop, frames.dim(0)? - drop)?;
+        Ok(((kept * 2.0)? - 1.0)?)
+    }
+
+    /// Bytes that are kept from one call to the next.
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+}
+
+impl Taehv {
+    fn raw(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+        // Latents that are far off are drawn in.
+        let x = ((x / 3.0)?.tanh()? * 3.0)?;
+        let mut x = self.first.frames(&x)?.relu()?;
+        for stage in &self.stages {
+            for block in &stage.blocks {
+                x = remembering(&x, block, memory.next())?;
+            }
+            x = stage.more_frames(&doubled(&x)?)?;
+            x = stage.conv.frames(&x)?;
+        }
+        self.last.frames(&x.relu()?)
+    }
+}
+
+impl Stage {
+    /// A file may grow more frames than are wanted: the last ones count.
+    fn more_frames(&self, x: &Tensor) -> Result<Tensor> {
+        let (count, channels, rows, cols) = x.dims4()?;
+        let (made, wanted) = (self.grow.channels()?, self.frames * channels);
+        let grown = self.grow.frames(x)?;
+        let grown = grown.narrow(1, made.saturating_sub(wanted), wanted)?.contiguous()?;
+        Ok(grown.reshape((count * self.frames, channels, rows, cols))?)
+    }
+}
+
+/// A block over each frame and the one before it, zeros before the first.
+fn remembering(x: &Tensor, [a, b, c]: &[Conv; 3], past: &mut Option<Tensor>) -> Result<Tensor> {
+    let (count, channels, rows, cols) = x.dims4()?;
+    let before = match past.take() {
+        Some(before) => before,
+        None => Tensor::zeros((1, channels, rows, cols), x.dtype(), x.device())?,
+    };
+    *past = Some(x.narrow(0, count - 1, 1)?.force_contiguous()?);
+    let before = Tensor::cat(&[&before, &x.narrow(0, 0, count - 1)?], 0)?;
+    let both = Tensor::cat(&[x, &before], 1)?;
+    let y = c.frames(&b.frames(&a.frames(&both)?.relu()?)?.relu()?)?;
+    Ok((y + x)?.relu()?)
+}

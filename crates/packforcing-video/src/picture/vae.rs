@@ -1,0 +1,435 @@
+//! Wan2.1's autoencoder (arXiv 2503.20314), causal over time.
+//!
+//! Any cut of a video into pieces gives the same numbers: every convolution over time keeps the frames that the next piece
+//! needs.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::conv::{Conv, Memory, doubled, missing, stacked, taken};
+use crate::error::{Error, Result};
+use crate::fused::softmax_attention;
+use crate::weights::FileWeights;
+
+/// Of the latents that transformers work on, by channel: `(latent - MEAN) / STD`.
+const MEAN: [f32; 16] = [
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922,
+    -0.9497, 0.2503, -0.2921,
+];
+const STD: [f32; 16] = [
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253,
+    2.8251, 1.916,
+];
+const CHANNELS: usize = 16;
+/// Rows and columns of pixels of one of a latent.
+const SCALE: usize = 8;
+
+/// The autoencoder with its weights.
+#[derive(Debug)]
+pub struct Vae {
+    encoder: Side,
+    decoder: Side,
+    /// Between the encoder and its mean and deviation, and between a latent and the decoder.
+    quantize: Conv,
+    unquantize: Conv,
+    mean: Tensor, // [1, 16, 1, 1]
+    std: Tensor,
+    dtype: DType,
+    device: Device,
+}
+
+/// One way through the autoencoder.
+#[derive(Debug)]
+struct Side {
+    first: Conv,
+    stages: Vec<Stage>,
+    norm: Tensor, // [1, channels, 1, 1]
+    last: Conv,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Residual(Residual),
+    Attention {
+        norm: Tensor,
+        qkv: Conv,
+        out: Conv,
+    },
+    /// Twice the rows and columns, and twice the frames where there is a convolution over time.
+    Up {
+        conv: Conv,
+        time: Option<Conv>,
+    },
+    /// Half of them.
+    Down {
+        conv: Conv,
+        time: Option<Conv>,
+    },
+}
+
+#[derive(Debug)]
+struct Residual {
+    norms: [Tensor; 2],
+    convs: [Conv; 2],
+    shortcut: Option<Conv>,
+}
+
+impl Vae {
+    /// Opens a `Wan2.1_VAE.pth`, or the safetensors of a diffusers folder; computed in `dtype` on `device`.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileWeights::open`]; a file of something else, a tensor that is missing.
+    pub fn open<P: AsRef<Path>>(files: &[P], dtype: DType, device: &Device) -> Result<Vae> {
+        let weights = FileWeights::open(files, "", dtype, device)?;
+        let names = Names {
+            diffusers: weights.has("decoder.conv_in.weight"),
+            weights: &weights,
+            dtype,
+        };
+        let row = |numbers: [f32; CHANNELS]| -> Result<Tensor> {
+            Ok(Tensor::new(&numbers, device)?
+                .reshape((1, CHANNELS, 1, 1))?
+                .to_dtype(dtype)?)
+        };
+        let stages = |prefix: &str, whole: &str, middle_first: bool| -> Result<Vec<Stage>> {
+            let middle = |stages: &mut Vec<Stage>| -> Result<()> {
+                stages.push(names.residual(&format!("{prefix}.middle.0"))?);
+                stages.push(names.attention(&format!("{prefix}.middle.1"))?);
+                stages.push(names.residual(&format!("{prefix}.middle.2"))?);
+                Ok(())
+            };
+            let mut stages = Vec::new();
+            if middle_first {
+                middle(&mut stages)?;
+            }
+            for number in 0.. {
+                let name = format!("{prefix}.{whole}.{number}");
+                if names.has(&format!("{name}.residual.2.weight")) {
+                    stages.push(names.residual(&name)?);
+                } else if names.has(&format!("{name}.resample.1.weight")) {
+                    let conv = names.conv(&format!("{name}.resample.1"))?;
+                    let time = match names.has(&format!("{name}.time_conv.weight")) {
+                        true => Some(names.time(&format!("{name}.time_conv"))?),
+                        false => None,
+                    };
+                    stages.push(match middle_first {
+                        true => Stage::Up { conv, time },
+                        false => Stage::Down {
+                            conv: conv.halving(),
+                            time,
+                        },
+                    });
+                } else {
+                    break;
+                }
+            }
+            if !middle_first {
+                middle(&mut stages)?;
+            }
+            Ok(stages)
+        };
+        let side = |prefix: &str, whole: &str, middle_first: bool| -> Result<Side> {
+            Ok(Side {
+                first: names.conv(&format!("{prefix}.conv1"))?,
+                stages: stages(prefix, whole, middle_first)?,
+                norm: names.gamma(&format!("{prefix}.head.0.gamma"))?,
+                last: names.conv(&format!("{prefix}.head.2"))?,
+            })
+        };
+        Ok(Vae {
+            encoder: side("encoder", "downsamples", false)?,
+            decoder: side("decoder", "upsamples", true)?,
+            quantize: names.conv("conv1")?,
+            unquantize: names.conv("conv2")?,
+            mean: row(MEAN)?,
+            std: row(STD)?,
+            dtype,
+            device: device.clone(),
+        })
+    }
+
+    /// Begins a video that is decoded.
+    pub fn decoder(&self) -> VaeDecoder<'_> {
+        VaeDecoder {
+            vae: self,
+            memory: Memory::default(),
+        }
+    }
+
+    /// Begins a video that is encoded.
+    pub fn encoder(&self) -> VaeEncoder<'_> {
+        VaeEncoder {
+            vae: self,
+            memory: Memory::default(),
+            begun: false,
+        }
+    }
+}
+
+/// A video on its way from latents to frames.
+#[derive(Debug)]
+pub struct VaeDecoder<'v> {
+    vae: &'v Vae,
+    memory: Memory,
+}
+
+impl VaeDecoder<'_> {
+    /// The next latents, `[frames, 16, rows, columns]` as the transformer makes them, become frames from -1 to 1,
+    /// `[frames, 3, 8 rows, 8 columns]`: four for each, and one for the first of the video.
+    ///
+    /// # Errors
+    ///
+    /// Another shape, or other rows and columns than before; memory.
+    pub fn decode(&mut self, latents: &Tensor) -> Result<Tensor> {
+        let vae = self.vae;
+        let z = taken(latents, "latents", CHANNELS, vae.dtype, &vae.device)?;
+        let z = z.broadcast_mul(&vae.std)?.broadcast_add(&vae.mean)?;
+        self.memory.begin();
+        let z = vae.unquantize.frames(&z)?;
+        Ok(vae.decoder.forward(&z, &mut self.memory)?.clamp(-1f32, 1f32)?)
+    }
+
+    /// Bytes that are kept from one call to the next.
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+}
+
+/// A video on its way from frames to latents.
+#[derive(Debug)]
+pub struct VaeEncoder<'v> {
+    vae: &'v Vae,
+    memory: Memory,
+    begun: bool,
+}
+
+impl VaeEncoder<'_> {
+    /// The next frames from -1 to 1, `[frames, 3, rows, columns]`, become latents as the transformer takes them,
+    /// `[frames, 16, rows / 8, columns / 8]`: the means, without sampling. A video is one frame and then fours.
+    ///
+    /// # Errors
+    ///
+    /// Another shape, frames that are not one and fours, rows and columns that 8 does not divide.
+    pub fn encode(&mut self, frames: &Tensor) -> Result<Tensor> {
+        let vae = self.vae;
+        let x = taken(frames, "frames", 3, vae.dtype, &vae.device)?;
+        let (count, _, rows, cols) = x.dims4()?;
+        let first = usize::from(!self.begun);
+        if (count - first) % 4 != 0 || rows % SCALE != 0 || cols % SCALE != 0 {
+            let expected = format!("{first} and fours of frames, rows and columns in eights");
+            return Err(Error::argument("frames", expected, format!("{:?}", x.dims())));
+        }
+        self.memory.begin();
+        let moments = vae.encoder.forward(&x, &mut self.memory)?;
+        self.begun = true;
+        let mean = vae.quantize.frames(&moments)?.narrow(1, 0, CHANNELS)?;
+        Ok(mean.broadcast_sub(&vae.mean)?.broadcast_div(&vae.std)?)
+    }
+}
+
+impl Side {
+    fn forward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+        let mut x = self.first.forward(x, memory.next())?;
+        for stage in &self.stages {
+            x = stage.forward(&x, memory)?;
+        }
+        self.last.forward(&normed(&x, &self.norm)?.silu()?, memory.next())
+    }
+}
+
+impl Stage {
+    fn forward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+        match self {
+            Stage::Residual(residual) => residual.forward(x, memory),
+            Stage::Attention { norm, qkv, out } => {
+                let (frames, channels, rows, cols) = x.dims4()?;
+                let y = qkv
+                    .frames(&normed(x, norm)?)?
+                    .reshape((frames, 3, channels, rows * cols))?;
+                // One head over the places of a frame.
+                let part = |i: usize| y.narrow(1, i, 1)?.transpose(2, 3)?.transpose(1, 2)?.contiguous();
+                let seen = softmax_attention(&part(0)?, &part(1)?, &part(2)?, None)?;
+                let seen = seen
+                    .squeeze(2)?
+                    .transpose(1, 2)?
+                    .contiguous()?
+                    .reshape((frames, channels, rows, cols))?;
+                Ok((x + out.frames(&seen)?)?)
+            }
+            Stage::Up { conv, time: None } => conv.frames(&doubled(x)?),
+            Stage::Up { conv, time: Some(time) } => conv.frames(&doubled(&more_frames(x, time, memory)?)?),
+            Stage::Down { conv, time: None } => conv.frames(x),
+            Stage::Down { conv, time: Some(time) } => fewer_frames(&conv.frames(x)?, time, memory),
+        }
+    }
+}
+
+/// Two frames of each, but of the video's first one, which is not looked at: behind it stand zeros and not that frame.
+fn more_frames(x: &Tensor, time: &Conv, memory: &mut Memory) -> Result<Tensor> {
+    let (count, channels, rows, cols) = x.dims4()?;
+    let slot = memory.next();
+    let begins = slot.is_none();
+    let first = usize::from(begins);
+    if begins {
+        *slot = Some(Tensor::zeros((2, channels, rows, cols), x.dtype(), x.device())?);
+    }
+    let mut frames = Vec::new();
+    if begins {
+        frames.push(x.narrow(0, 0, 1)?);
+    }
+    if count > first {
+        let rest = x.narrow(0, first, count - first)?;
+        let pairs = time.forward(&rest, slot)?;
+        frames.push(pairs.reshape((2 * (count - first), channels, rows, cols))?);
+    }
+    Ok(Tensor::cat(&frames, 0)?)
+}
+
+/// One frame of two and the one before them; the video's first by itself.
+fn fewer_frames(x: &Tensor, time: &Conv, memory: &mut Memory) -> Result<Tensor> {
+    let count = x.dim(0)?;
+    let slot = memory.next();
+    let last = x.narrow(0, count - 1, 1)?.force_contiguous()?;
+    let (begun, all) = match slot.replace(last) {
+        Some(before) => (None, Tensor::cat(&[&before, x], 0)?),
+        None => (Some(x.narrow(0, 0, 1)?), x.clone()),
+    };
+    let mut frames: Vec<Tensor> = begun.into_iter().collect();
+    if all.dim(0)? >= 3 {
+        frames.push(time.frames(&stacked(&all, 3, 2)?)?);
+    }
+    Ok(Tensor::cat(&frames, 0)?)
+}
+
+impl Residual {
+    fn forward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
+        let y = self.convs[0].forward(&normed(x, &self.norms[0])?.silu()?, memory.next())?;
+        let y = self.convs[1].forward(&normed(&y, &self.norms[1])?.silu()?, memory.next())?;
+        let x = match &self.shortcut {
+            Some(shortcut) => shortcut.frames(x)?,
+            None => x.clone(),
+        };
+        Ok((x + y)?)
+    }
+}
+
+/// Each place's channels at length `sqrt(channels)`, by `gamma`; in f32.
+fn normed(x: &Tensor, gamma: &Tensor) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let length = wide.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(1e-12f64)?;
+    let scale = (x.dim(1)? as f64).sqrt();
+    let unit = (wide.broadcast_div(&length)? * scale)?;
+    Ok(unit.broadcast_mul(gamma)?.to_dtype(x.dtype())?)
+}
+
+/// Where tensors lie in a file of either scheme, by their original names.
+struct Names<'w> {
+    weights: &'w FileWeights,
+    diffusers: bool,
+    dtype: DType,
+}
+
+impl Names<'_> {
+    fn here(&self, name: &str) -> String {
+        if self.diffusers {
+            diffusers_name(name)
+        } else {
+            name.into()
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.weights.has(&self.here(name))
+    }
+
+    fn conv(&self, name: &str) -> Result<Conv> {
+        Conv::load(self.weights, &self.here(name), self.dtype)
+    }
+
+    /// A convolution over time alone.
+    fn time(&self, name: &str) -> Result<Conv> {
+        self.conv(name)
+    }
+
+    fn gamma(&self, name: &str) -> Result<Tensor> {
+        let here = self.here(name);
+        let shape = self.weights.shape(&here);
+        let Some(&channels) = shape.first() else {
+            return Err(missing(self.weights, here));
+        };
+        Ok(self
+            .weights
+            .load(&here, &shape, DType::F32)?
+            .reshape((1, channels, 1, 1))?)
+    }
+
+    fn residual(&self, name: &str) -> Result<Stage> {
+        let shortcut = format!("{name}.shortcut");
+        Ok(Stage::Residual(Residual {
+            norms: [
+                self.gamma(&format!("{name}.residual.0.gamma"))?,
+                self.gamma(&format!("{name}.residual.3.gamma"))?,
+            ],
+            convs: [
+                self.conv(&format!("{name}.residual.2"))?,
+                self.conv(&format!("{name}.residual.6"))?,
+            ],
+            shortcut: match self.has(&format!("{shortcut}.weight")) {
+                true => Some(self.conv(&shortcut)?),
+                false => None,
+            },
+        }))
+    }
+
+    fn attention(&self, name: &str) -> Result<Stage> {
+        Ok(Stage::Attention {
+            norm: self.gamma(&format!("{name}.norm.gamma"))?,
+            qkv: self.conv(&format!("{name}.to_qkv"))?,
+            out: self.conv(&format!("{name}.proj"))?,
+        })
+    }
+}
+
+/// The name that diffusers has for an original one.
+fn diffusers_name(name: &str) -> String {
+    let (side, rest) = match name.split_once('.') {
+        Some((side @ ("encoder" | "decoder"), rest)) => (side, rest),
+        Some(("conv1", rest)) => return format!("quant_conv.{rest}"),
+        Some(("conv2", rest)) => return format!("post_quant_conv.{rest}"),
+        _ => return name.into(),
+    };
+    let parts: Vec<&str> = rest.split('.').collect();
+    let inside = |of: &[&str]| -> String {
+        let named = match of {
+            ["residual", "0", ..] => "norm1",
+            ["residual", "2", ..] => "conv1",
+            ["residual", "3", ..] => "norm2",
+            ["residual", "6", ..] => "conv2",
+            ["shortcut", ..] => return format!("conv_shortcut.{}", of[1..].join(".")),
+            _ => return of.join("."),
+        };
+        format!("{named}.{}", of[2..].join("."))
+    };
+    let rest = match &parts[..] {
+        ["conv1", of @ ..] => format!("conv_in.{}", of.join(".")),
+        ["head", "0", of @ ..] => format!("norm_out.{}", of.join(".")),
+        ["head", "2", of @ ..] => format!("conv_out.{}", of.join(".")),
+        ["middle", "1", of @ ..] => format!("mid_block.attentions.0.{}", of.join(".")),
+        ["middle", number, of @ ..] => {
+            let number = if *number == "0" { 0 } else { 1 };
+            format!("mid_block.resnets.{number}.{}", inside(of))
+        }
+        ["downsamples", number, of @ ..] => format!("down_blocks.{number}.{}", inside(of)),
+        ["upsamples", number, of @ ..] => {
+            let number: usize = number.parse().unwrap_or(0);
+            match number % 4 {
+                3 => format!("up_blocks.{}.upsamplers.0.{}", number / 4, of.join(".")),
+                place => format!("up_blocks.{}.resnets.{place}.{}", number / 4, inside(of)),
+            }
+        }
+        _ => rest.into(),
+    };
+    format!("{side}.{rest}")
+}

@@ -1,0 +1,629 @@
+//! Weights, adapters and recipes as they are published, against vectors of independent code in float64. Tests with `golden` in
+//! their names read the folder that `PACKFORCING_GOLDEN` names.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
+use packforcing::Grid;
+use packforcing::schedule::Schedule;
+use packforcing_video::few_step::{FewStep, FewStepConfig, GivenNoise, Memory};
+use packforcing_video::picture::{Taehv, Vae};
+use packforcing_video::{
+    Config, Context, Error, FileWeights, FullHistory, Lora, Model, Prediction, PromptTokenizer, Recipe, Result,
+    TextEncoder, Weights, WeightsFault, clean_prompt,
+};
+
+fn folder() -> PathBuf {
+    match std::env::var_os("PACKFORCING_GOLDEN") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
+    }
+}
+
+fn tensors(file: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(folder().join(file), &Device::Cpu).expect(file)
+}
+
+fn described() -> serde_json::Value {
+    let text = std::fs::read(folder().join("golden_video.json")).expect("a description");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+fn open(file: &str) -> Result<FileWeights> {
+    FileWeights::open(&[folder().join(file)], "", DType::F32, &Device::Cpu)
+}
+
+/// What is wrong with a file that is refused.
+fn refused<T>(opened: Result<T>) -> String {
+    match opened {
+        Err(Error::Weights { fault, .. }) => fault.to_string(),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it is taken"),
+    }
+}
+
+fn config() -> Config {
+    Config {
+        channels: 16,
+        patch: [1, 2, 2],
+        heads: 1,
+        head_dim: 64,
+        ffn_dim: 80,
+        layers: 2,
+        context_dim: 24,
+        context_len: 6,
+        freq_dim: 32,
+        eps: 1e-6,
+        rope_theta: 1e4,
+        place_waves: 0,
+        prediction: Prediction::Velocity,
+    }
+}
+
+fn model(mut weights: FileWeights) -> Model {
+    let model = Model::new(&config(), &mut weights).expect("a model");
+    weights.finish().expect("all of it");
+    model
+}
+
+fn context(model: &Model, text: &Tensor) -> Context {
+    model.context(&text.unsqueeze(0).expect("a batch")).expect("a context")
+}
+
+fn largest(x: &Tensor) -> f32 {
+    let most = x.abs().and_then(|x| x.flatten_all()?.max(0)?.to_scalar());
+    most.expect("f32")
+}
+
+fn apart(a: &Tensor, b: &Tensor) -> f32 {
+    largest(&(a - b).expect("one shape"))
+}
+
+/// Blocks one after the other, all noise given.
+fn rollout(
+    model: &Model,
+    context: &Context,
+    history: &mut FullHistory,
+    schedule: &Schedule,
+    (noise, fresh): (&Tensor, &Tensor),
+) -> candle_core::Result<Tensor> {
+    let frames = history.grid().frames;
+    let mut made = Vec::new();
+    for block in 0..noise.dim(1)? / frames {
+        let mut x = noise.narrow(1, block * frames, frames)?.unsqueeze(0)?;
+        for (i, step) in schedule.steps().iter().enumerate() {
+            let timestep = Tensor::new(&[step.timestep as f32], &Device::Cpu)?;
+            let velocity = model.velocity(&x, &timestep, context, history.denoise_pass());
+            let clean = (&x - (velocity.expect("a velocity") * step.sigma)?)?;
+            x = match i + 1 < schedule.steps().len() {
+                true => {
+                    let noise = fresh.get(block)?.get(i)?.unsqueeze(0)?;
+                    ((clean * (1.0 - step.sigma_next))? + (noise * step.sigma_next)?)?
+                }
+                false => clean,
+            };
+        }
+        let now = Tensor::new(&[0f32], &Device::Cpu)?;
+        let kept = model.velocity(&x, &now, context, history.commit_pass());
+        kept.expect("a velocity");
+        history.commit()?;
+        made.push(x.squeeze(0)?);
+    }
+    Tensor::cat(&made, 1)
+}
+
+fn grid(frames: usize) -> Grid {
+    Grid {
+        frames,
+        rows: 2,
+        cols: 3,
+    }
+}
+
+#[test]
+fn golden_rollouts_of_published_weights() {
+    let golden = tensors("rollout_tiny.safetensors");
+    let of = |name: &str| &golden[name];
+    let rope = config().rope().expect("a rope");
+    let plain = model(open("self_forcing_tiny.pt").expect("weights"));
+
+    // Self-Forcing: all history.
+    let words = context(&plain, of("text0"));
+    let schedule = Recipe::SelfForcing.schedule(true).expect("steps");
+    let mut history = FullHistory::new(&rope, grid(3));
+    let start = of("full.noise")
+        .narrow(1, 0, 3)
+        .and_then(|x| x.unsqueeze(0))
+        .expect("a block");
+    let timestep = Tensor::new(&[1000f32], &Device::Cpu).expect("a number");
+    let first = plain
+        .velocity(&start, &timestep, &words, history.denoise_pass())
+        .expect("a velocity");
+    let off = apart(&first.squeeze(0).expect("one"), of("full.first_velocity"));
+    assert!(off < 1e-4, "{off:e}");
+    let noise = (of("full.noise"), of("full.eps"));
+    let made = rollout(&plain, &words, &mut history, &schedule, noise).expect("a video");
+    let off = apart(&made, of("full.out"));
+    assert!(off < 1e-4, "{off:e}");
+
+    // LongLive: a window of 8 frames with a sink of 2, with and without the adapter.
+    let schedule = Schedule::few_step(&[1000.0, 500.0], 5.0).expect("steps");
+    let noise = (of("window.noise"), of("window.eps"));
+    let lora = Lora::open(folder().join("lora_tiny.pt"), Some(8.0)).expect("an adapter");
+    assert_eq!((lora.rank(), lora.scale(), lora.layers()), (4, 2.0, 20));
+    let adapted = model(open("self_forcing_tiny.pt").expect("weights").with_lora(lora));
+    for (model, name) in [(&plain, "window.out"), (&adapted, "window_lora.out")] {
+        let words = context(model, of("text0"));
+        let mut history = FullHistory::window(&rope, grid(2), 2, 8);
+        let made = rollout(model, &words, &mut history, &schedule, noise).expect("a video");
+        let off = apart(&made, of(name));
+        assert!(off < 1e-4, "{name}: {off:e}");
+    }
+}
+
+#[test]
+fn golden_adapters_are_merged_in_f32() {
+    let golden = tensors("rollout_tiny.safetensors");
+    let lora = Lora::open(folder().join("lora_tiny.pt"), Some(8.0)).expect("an adapter");
+    let mut weights = open("self_forcing_tiny.pt").expect("weights").with_lora(lora);
+    for (ours, theirs, shape) in [
+        (
+            "blocks.0.attn1.to_q.weight",
+            "merged.blocks.0.self_attn.q.weight",
+            [64, 64],
+        ),
+        ("blocks.1.ffn.net.2.weight", "merged.blocks.1.ffn.2.weight", [64, 80]),
+    ] {
+        let merged = weights.get(ours, &shape).expect(ours);
+        let off = apart(&merged, &golden[theirs]);
+        assert!(off < 1e-6, "{ours}: {off:e}");
+    }
+    let said = refused(weights.finish());
+    assert!(said.contains("has no place"), "{said}");
+    // An adapter of another base is told by its layers.
+    let wrong = Config { layers: 1, ..config() };
+    let lora = Lora::open(folder().join("lora_tiny.pt"), None).expect("an adapter");
+    assert_eq!(lora.scale(), 1.0);
+    let mut weights = open("self_forcing_tiny.pt").expect("weights").with_lora(lora);
+    Model::new(&wrong, &mut weights).expect("a model");
+    assert!(weights.finish().is_err());
+    let lora = Lora::open(folder().join("lora_tiny.pt"), None).expect("an adapter");
+    let mut other = FileWeights::open(
+        &[folder().join("wan_causal_tiny.safetensors")],
+        "weights.",
+        DType::F32,
+        &Device::Cpu,
+    )
+    .expect("weights")
+    .with_lora(lora);
+    let said = refused(other.get("blocks.0.attn1.to_q.weight", &[128, 128]));
+    assert!(
+        said.contains("[128, 128] in the base and [64, 64] in the adapter"),
+        "{said}"
+    );
+    // A file without adapters is none.
+    let said = refused(Lora::open(folder().join("self_forcing_tiny.pt"), None));
+    assert!(said.contains("no adapters in it"), "{said}");
+}
+
+#[test]
+fn golden_pickles_of_every_layout() {
+    let golden = tensors("pickle_tiny.safetensors");
+    let mut weights = open("pickle_tiny.pt").expect("weights");
+    let mut taken = 0;
+    for (name, expected) in &golden {
+        let Some(plain) = name.strip_prefix("generator_ema.") else {
+            continue;
+        };
+        if plain == "long" {
+            let said = refused(weights.get(plain, expected.dims()));
+            assert!(said.contains("long has numbers of I64"), "{said}");
+            continue;
+        }
+        let got = weights
+            .get(plain, expected.dims())
+            .unwrap_or_else(|e| panic!("{plain}: {e}"));
+        let expected = expected.to_dtype(DType::F32).expect("numbers");
+        let bits = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+        assert_eq!(bits(&got), bits(&expected), "{plain}");
+        taken += 1;
+    }
+    assert_eq!(taken, 14);
+    let besides = [
+        "generator (1 tensors)",
+        "config (a dictionary without tensors)",
+        "critic (a dictionary without tensors)",
+        "step (600)",
+    ];
+    assert_eq!(weights.left_out(), besides);
+    assert!(weights.finish().is_ok());
+}
+
+#[test]
+fn golden_pickles_that_are_refused() {
+    for (file, told) in [
+        ("pickle_call.pt", "posix.getcwd, which is not carried out"),
+        ("pickle_legacy.pth", "before 1.6"),
+    ] {
+        let said = refused(open(file));
+        assert!(said.contains(told), "{file}: {said}");
+    }
+    let mut weights = open("pickle_other_types.pt").expect("a file");
+    for (name, shape, dtype) in [("int", 2, "I32"), ("bool", 2, "BOOL"), ("short", 1, "I16")] {
+        let said = refused(weights.get(name, &[shape]));
+        assert!(said.contains(&format!("{name} has numbers of {dtype}")), "{said}");
+    }
+    // Cut anywhere it is no panic, and told.
+    let whole = std::fs::read(folder().join("self_forcing_tiny.pt")).expect("a file");
+    let path = std::env::temp_dir().join(format!("packforcing-published-{}", std::process::id()));
+    for part in 1..8 {
+        std::fs::write(&path, &whole[..whole.len() * part / 8]).expect("a file");
+        let said = refused(FileWeights::open(&[&path], "", DType::F32, &Device::Cpu));
+        assert!(said.contains("cut short"), "{said}");
+    }
+    std::fs::write(&path, &whole).expect("a file");
+    let two = [path.clone(), folder().join("wan_tiny.safetensors")];
+    let both = FileWeights::open(&two, "", DType::F32, &Device::Cpu);
+    assert!(matches!(both, Err(Error::Argument { argument: "files", .. })));
+    std::fs::remove_file(&path).expect("it is there");
+}
+
+#[test]
+fn golden_sizes_are_read_from_shapes() {
+    let read = open("self_forcing_tiny.pt")
+        .and_then(|weights| weights.config())
+        .expect("sizes");
+    let told = Config {
+        context_len: 512,
+        ..config()
+    };
+    assert_eq!(read, told);
+    let said = refused(open("pickle_tiny.pt").and_then(|weights| weights.config()));
+    assert!(said.contains("no weights of a Wan transformer"), "{said}");
+}
+
+/// By the names and shapes of the published files alone.
+#[test]
+fn published_sizes() {
+    let zeros = |shape: &[usize]| {
+        Tensor::zeros(1, DType::BF16, &Device::Cpu)
+            .and_then(|x| x.broadcast_as(shape))
+            .expect("a view")
+    };
+    let file = |channels: usize, more: Option<&str>| {
+        let mut tensors = vec![
+            ("patch_embedding.weight", zeros(&[8, channels, 1, 2, 2])),
+            ("time_embedding.0.weight", zeros(&[8, 256])),
+            ("text_embedding.0.weight", zeros(&[8, 4096])),
+            ("blocks.0.self_attn.q.weight", zeros(&[8, 8])),
+            ("blocks.0.ffn.0.weight", zeros(&[24, 8])),
+        ];
+        tensors.extend(more.map(|name| (name, zeros(&[8, 8]))));
+        let whole = tensors
+            .into_iter()
+            .map(|(name, x)| (name, x.contiguous().expect("zeros")));
+        let bytes = safetensors::serialize(whole, None).expect("a file");
+        FileWeights::from_bytes("a file", &bytes, DType::F32, &Device::Cpu).and_then(|weights| weights.config())
+    };
+    assert_eq!(file(16, None).map(|c| (c.layers, c.ffn_dim)).ok(), Some((1, 24)));
+    for (channels, more, told) in [
+        (36, None, "image-to-video (36 channels go in)"),
+        (16, Some("img_emb.proj.1.weight"), "image-to-video"),
+        (48, None, "Wan2.2's 5B and LongLive 2.0"),
+    ] {
+        let said = refused(file(channels, more));
+        assert!(said.contains(told), "{said}");
+    }
+}
+
+#[test]
+fn golden_names_that_are_nearly_right_are_named() {
+    let wrong = Config { layers: 3, ..config() };
+    let mut weights = open("self_forcing_tiny.pt").expect("weights");
+    Model::new(&wrong, &mut weights).expect("something in place of what is missing");
+    let Err(Error::Weights {
+        fault: WeightsFault::Incomplete { missing, surplus, .. },
+        ..
+    }) = weights.finish()
+    else {
+        panic!("it is taken")
+    };
+    assert_eq!((missing.len(), surplus.len()), (27, 0));
+    assert!(missing.iter().all(|name| name.starts_with("blocks.2.")), "{missing:?}");
+    let fault = WeightsFault::Incomplete {
+        missing: vec!["blocks.0.self_attn.q.weight".into()],
+        wrong: Vec::new(),
+        surplus: vec!["blocks.0.self_attn.qq.weight".into(), "something.else".into()],
+    };
+    let said = fault.to_string();
+    assert!(
+        said.contains("blocks.0.self_attn.q.weight is missing (there is blocks.0.self_attn.qq.weight)"),
+        "{said}"
+    );
+}
+
+/// The families' steps, and what re-noising makes of a velocity that is known: all in f64.
+#[test]
+fn golden_recipes() {
+    let (golden, described) = (tensors("few_step.safetensors"), described());
+    let recipes = &described["files"]["few_step.safetensors"]["recipes"];
+    let numbers = |x: &Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f64>()).expect("f64");
+    let (noise, w) = (numbers(&golden["noise"]), numbers(&golden["w"]));
+    for (name, recipe, first) in [
+        ("self_forcing", Recipe::SelfForcing, true),
+        ("self_forcing", Recipe::CausalForcing, false),
+        ("self_forcing", Recipe::CausalForcingFramewise, false),
+        ("self_forcing", Recipe::LongLive, false),
+        ("causvid", Recipe::CausVid, true),
+        ("causvid_warp", Recipe::CausVidFourStep, true),
+        ("causal_forcing_2step", Recipe::CausalForcingTwoStep, false),
+        ("self_forcing", Recipe::CausalForcingTwoStep, true),
+        ("causal_forcing_1step", Recipe::CausalForcingOneStep, false),
+        ("self_forcing", Recipe::CausalForcingOneStep, true),
+    ] {
+        let schedule = recipe.schedule(first).expect("steps");
+        let told = |what: &str| -> Vec<f64> { serde_json::from_value(recipes[name][what].clone()).expect(what) };
+        let steps = schedule.steps();
+        let near = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
+        let timesteps: Vec<f64> = steps.iter().map(|s| s.timestep).collect();
+        let sigmas: Vec<f64> = steps.iter().map(|s| s.sigma).collect();
+        assert!(near(&timesteps, &told("timesteps")), "{recipe}: {timesteps:?}");
+        assert!(near(&sigmas, &told("sigmas")), "{recipe}: {sigmas:?}");
+
+        let of = |what: &str, step: usize| numbers(&golden[&format!("{name}.{what}")].get(step).expect("a step"));
+        let mut x = noise.clone();
+        for (i, step) in steps.iter().enumerate() {
+            assert!(near(&x, &of("x", i)), "{recipe}, step {i}");
+            let velocity: Vec<f64> = x
+                .iter()
+                .zip(&w)
+                .map(|(x, w)| 0.7 * x.tanh() - 0.3 * x + step.sigma * w)
+                .collect();
+            let rows = |rows: Vec<Vec<f64>>, terms: [&[f64]; 2]| -> Vec<f64> {
+                (0..x.len())
+                    .map(|j| rows.iter().zip(terms).map(|(row, term)| row[0] * term[j]).sum())
+                    .collect()
+            };
+            let clean = rows(step.x0(1), [&x, &velocity]);
+            assert!(near(&clean, &of("x0", i)), "{recipe}, step {i}");
+            if i + 1 < steps.len() {
+                let fresh = numbers(&golden["eps"].get(i).expect("noise"));
+                x = clean
+                    .iter()
+                    .zip(&fresh)
+                    .map(|(x, n)| (1.0 - step.sigma_next) * x + step.sigma_next * n)
+                    .collect();
+            }
+        }
+    }
+    let refused = Recipe::RollingForcing
+        .schedule(true)
+        .map(|_| ())
+        .err()
+        .map(|e| e.to_string());
+    assert!(refused.is_some_and(|said| said.contains("five blocks together")));
+}
+
+#[test]
+fn golden_text_encoder() {
+    let golden = tensors("umt5_tiny_expected.safetensors");
+    let ids = |name: &str, row: usize, count: usize| -> Vec<u32> {
+        let row = golden[name]
+            .get(row)
+            .and_then(|row| row.to_dtype(DType::U32)?.narrow(0, 0, count)?.to_vec1());
+        row.expect("tokens")
+    };
+    for file in ["umt5_tiny.safetensors", "umt5_tiny.pth"] {
+        for (dtype, bound) in [(DType::F32, 1e-4), (DType::BF16, 0.1)] {
+            let encoder = TextEncoder::open(&[folder().join(file)], dtype, &Device::Cpu).expect(file);
+            assert_eq!(encoder.width(), 32);
+            for (name, of, row, count) in [
+                ("ids", "embeddings", 0, 23),
+                ("ids", "embeddings", 1, 40),
+                ("far_ids", "far_embeddings", 0, 150),
+            ] {
+                let got = encoder.encode(&ids(name, row, count)).expect("embeddings");
+                assert_eq!(got.dtype(), dtype);
+                let got = got.to_dtype(DType::F32).expect("f32");
+                let right = golden[of].get(row).and_then(|x| x.narrow(0, 0, count)).expect("rows");
+                let off = apart(&got, &right);
+                assert!(off < bound, "{file}, {dtype:?}, {of} {row}: {off:e}");
+            }
+        }
+    }
+    let encoder = TextEncoder::open(&[folder().join("umt5_tiny.pth")], DType::F32, &Device::Cpu).expect("an encoder");
+    assert!(encoder.encode(&[]).is_err() && encoder.encode(&[96]).is_err());
+    let said = refused(TextEncoder::open(
+        &[folder().join("self_forcing_tiny.pt")],
+        DType::F32,
+        &Device::Cpu,
+    ));
+    assert!(said.contains("no UMT5 encoder"), "{said}");
+}
+
+#[test]
+fn golden_prompts() {
+    let described = described();
+    for case in described["files"]["cleaning"]["cases"].as_array().expect("cases") {
+        let text = |name: &str| case[name].as_str().expect(name);
+        assert_eq!(clean_prompt(text("text")), text("without_ftfy"));
+    }
+    let tokenizer = PromptTokenizer::open(folder().join("tokenizer_tiny.json")).expect("a tokenizer");
+    let cases = &described["files"]["tokenizer_tiny.json"]["cases"];
+    let mut seen = 0;
+    for case in cases.as_array().expect("cases") {
+        let list = |name: &str| -> Vec<u32> { serde_json::from_value(case[name].clone()).expect(name) };
+        let clean = case["clean"].as_str().expect("a text");
+        assert_eq!(tokenizer.encode(clean, 512).expect("tokens"), list("ids"), "{clean:?}");
+        let valid = case["valid_24"].as_u64().expect("a number") as usize;
+        assert_eq!(
+            tokenizer.encode(clean, 24).expect("tokens"),
+            list("ids_24")[..valid],
+            "{clean:?}"
+        );
+        seen += 1;
+    }
+    assert!(seen >= 14, "{seen}");
+    let said = PromptTokenizer::open("spiece.model")
+        .err()
+        .map(|e| e.to_string())
+        .unwrap_or_default();
+    assert!(said.contains("tokenizer.json beside it"), "{said}");
+    let said = PromptTokenizer::open(folder().join("golden_video.json"))
+        .err()
+        .map(|e| e.to_string());
+    assert!(said.is_some_and(|said| said.contains("not a tokenizer.json")));
+}
+
+/// Every fifth row and column.
+fn fifth(x: &Tensor) -> Tensor {
+    let every = |n: usize| {
+        Tensor::from_vec(
+            (0..n as u32).step_by(5).collect::<Vec<_>>(),
+            n.div_ceil(5),
+            &Device::Cpu,
+        )
+    };
+    let (rows, cols) = (x.dim(2).expect("rows"), x.dim(3).expect("columns"));
+    let picked = every(rows).and_then(|rows| x.contiguous()?.index_select(&rows, 2)?.index_select(&every(cols)?, 3));
+    picked.expect("a part")
+}
+
+/// The frames of the golden video, `[13, 3, 48, 80]`.
+fn video() -> Tensor {
+    let at = |t: usize, c: usize, y: usize, x: usize| {
+        let (t, c, y, x) = (t as f64, c as f64, y as f64, x as f64);
+        ((0.5 + c + 0.37 * t + 0.19 * y + 0.13 * x).sin() * (0.7 * c + 0.11 * t - 0.05 * y + 0.23 * x).cos()) as f32
+    };
+    let numbers = (0..13 * 3 * 48 * 80).map(|i| at(i / (3 * 48 * 80), i / (48 * 80) % 3, i / 80 % 48, i % 80));
+    Tensor::from_vec(numbers.collect::<Vec<f32>>(), (13, 3, 48, 80), &Device::Cpu).expect("frames")
+}
+
+#[test]
+fn golden_autoencoder() {
+    let golden = tensors("vae_tiny_expected.safetensors");
+    let turned = |x: &Tensor| x.transpose(0, 1).and_then(|x| x.contiguous()).expect("frames first");
+    let vae = Vae::open(&[folder().join("vae_tiny.pth")], DType::F32, &Device::Cpu).expect("an autoencoder");
+    let latents = turned(&golden["latent"]);
+    let right = turned(&golden["video_sample"]);
+    // However a video is cut into pieces.
+    let mut whole = None;
+    for pieces in [&[4][..], &[1, 1, 1, 1], &[1, 3], &[3, 1], &[2, 2]] {
+        let mut decoder = vae.decoder();
+        let (mut made, mut from) = (Vec::new(), 0);
+        for count in pieces {
+            let frames = decoder
+                .decode(&latents.narrow(0, from, *count).expect("a piece"))
+                .expect("frames");
+            assert_eq!(frames.dims(), [4 * count - if from == 0 { 3 } else { 0 }, 3, 48, 80]);
+            made.push(frames);
+            from += count;
+        }
+        let made = Tensor::cat(&made, 0).expect("a video");
+        let off = apart(&fifth(&made), &right);
+        assert!(off < 5e-5, "{pieces:?}: {off:e}");
+        let whole = whole.get_or_insert_with(|| made.clone());
+        assert!(apart(whole, &made) < 1e-5, "{pieces:?}");
+        assert!(decoder.bytes() > 0);
+    }
+    let right = turned(&golden["encoded"]);
+    let video = video();
+    for pieces in [&[13][..], &[1, 4, 4, 4], &[5, 8]] {
+        let mut encoder = vae.encoder();
+        let (mut made, mut from) = (Vec::new(), 0);
+        for count in pieces {
+            made.push(
+                encoder
+                    .encode(&video.narrow(0, from, *count).expect("a piece"))
+                    .expect("latents"),
+            );
+            from += count;
+        }
+        let off = apart(&Tensor::cat(&made, 0).expect("latents"), &right);
+        assert!(off < 5e-5, "{pieces:?}: {off:e}");
+    }
+    assert!(vae.encoder().encode(&video.narrow(0, 0, 3).expect("a piece")).is_err());
+    assert!(vae.decoder().decode(&video).is_err());
+    let said = refused(Vae::open(
+        &[folder().join("self_forcing_tiny.pt")],
+        DType::F32,
+        &Device::Cpu,
+    ));
+    assert!(said.contains("is missing"), "{said}");
+}
+
+#[test]
+fn golden_preview() {
+    let golden = tensors("taehv_tiny_expected.safetensors");
+    let model = Taehv::open(&[folder().join("taehv_tiny.safetensors")], DType::F32, &Device::Cpu).expect("a decoder");
+    let latents = &golden["latent"];
+    for pieces in [&[4][..], &[1, 1, 1, 1], &[1, 3]] {
+        let mut decoder = model.decoder();
+        let (mut made, mut from) = (Vec::new(), 0);
+        for count in pieces {
+            made.push(
+                decoder
+                    .decode(&latents.narrow(0, from, *count).expect("a piece"))
+                    .expect("frames"),
+            );
+            from += count;
+        }
+        let made = Tensor::cat(&made, 0).expect("a video");
+        assert_eq!(made.dims(), [13, 3, 48, 80]);
+        let from_zero = ((made + 1.0).expect("numbers") / 2.0).expect("numbers");
+        let off = apart(&fifth(&from_zero), &golden["video_sample"]);
+        assert!(off < 5e-5, "{pieces:?}: {off:e}");
+    }
+}
+
+/// While nothing has left, every kind of memory is all history, wherever positions are counted from.
+#[test]
+fn golden_videos_of_every_memory() {
+    let golden = tensors("rollout_tiny.safetensors");
+    let model = model(open("self_forcing_tiny.pt").expect("weights"));
+    let words = golden["text0"].unsqueeze(0).expect("a batch");
+    for memory in [Memory::Whole, Memory::Mean, Memory::Window, Memory::SinkWindow] {
+        let config = FewStepConfig {
+            recipe: Recipe::SelfForcing,
+            memory,
+            size: [4, 6],
+            archive: 8,
+            seed: 1,
+        };
+        let given = GivenNoise {
+            start: golden["full.noise"].clone(),
+            fresh: golden["full.eps"].clone(),
+        };
+        let mut video = FewStep::new(&model, &words, &config)
+            .expect("a video")
+            .with_noise(given);
+        let made: Vec<Tensor> = (0..3).map(|_| video.next_block().expect("a block")).collect();
+        let off = apart(&Tensor::cat(&made, 1).expect("a video"), &golden["full.out"]);
+        assert!(off < 1e-4, "{memory:?}: {off:e}");
+        let said = video.next_block().err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(said.contains("noise for block 3"), "{said}");
+
+        // With noise of its own: the same for a seed, another for another, and bounded.
+        let video = |seed: u64| {
+            let config = FewStepConfig { seed, ..config.clone() };
+            let mut video = FewStep::new(&model, &words, &config).expect("a video");
+            let made: Vec<Tensor> = (0..14).map(|_| video.next_block().expect("a block")).collect();
+            (Tensor::cat(&made, 1).expect("a video"), video.cache_bytes())
+        };
+        let ((a, bytes), (b, _), (c, _)) = (video(1), video(1), video(2));
+        assert!(
+            apart(&a, &b) == 0.0 && apart(&a, &c) > 0.1 && largest(&a).is_finite(),
+            "{memory:?}"
+        );
+        assert!(bytes > 0, "{memory:?}");
+    }
+    let rolling = FewStepConfig {
+        recipe: Recipe::RollingForcing,
+        memory: Memory::Whole,
+        size: [4, 6],
+        archive: 8,
+        seed: 1,
+    };
+    assert!(FewStep::new(&model, &words, &rolling).is_err());
+}
