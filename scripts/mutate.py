@@ -153,7 +153,7 @@ def write_table(path, results):
             "# Mutations",
             "",
             "Small mistakes, made on purpose in the kernels and the code that launches them: does the suite notice?",
-            "`scripts/mutations.toml` has the changes, CI tries two others in every run, and this table is one run of all:",
+            "`scripts/mutations.toml` has the changes, CI tries another in every run, and this table is one run of all:",
             "",
             "```sh",
             "scripts/mutate.py --all --table docs/mutations.md",

@@ -202,7 +202,7 @@ mod tests {
         let vae = put("Wan2.1-T2V-1.3B/Wan2.1_VAE.pth");
         let released = put("checkpoints/self_forcing_dmd.pt");
 
-        let found = Files::find(&[wan.clone()], Named::default()).unwrap();
+        let found = Files::find(std::slice::from_ref(&wan), Named::default()).unwrap();
         assert_eq!((found.transformer, found.text), (vec![base], vec![text.clone()]));
         assert_eq!((found.tokenizer, found.vae), (Some(tokenizer), vec![vae]));
         // Released weights win over the base beside them, in whatever order they come.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use super::pickle::{Id, Pickle, Value};
 /// How a zip begins.
 pub(crate) const ZIP: &[u8] = b"PK\x03\x04";
 /// Many times what describes 2,500 tensors.
-const LONGEST_PICKLE: u64 = 64 << 20;
+const LONGEST_PICKLE: usize = 64 << 20;
 /// Dictionaries inside one another.
 const DEEPEST: usize = 8;
 
@@ -77,16 +77,13 @@ impl TorchFile {
         {
             return Err("its numbers are big-endian".into());
         }
-        let mut pickle = Vec::new();
-        let of_pickle = zip.by_name(&name).map_err(|e| e.to_string())?;
-        of_pickle
-            .take(LONGEST_PICKLE + 1)
-            .read_to_end(&mut pickle)
-            .map_err(|e| e.to_string())?;
-        if pickle.len() as u64 > LONGEST_PICKLE {
-            return Err(format!("its description is longer than {LONGEST_PICKLE} bytes"));
+        let (at, plain) = &entries[&name];
+        if !plain || at.len() > LONGEST_PICKLE {
+            return Err(format!(
+                "its description is compressed, or longer than {LONGEST_PICKLE} bytes"
+            ));
         }
-        let pickle = Pickle::read(&pickle)?;
+        let pickle = Pickle::read(&map[at.clone()])?;
         let storage = |key: &str| entries.get(&format!("{folder}data/{key}"));
         let mut found = Found {
             pickle: &pickle,
@@ -153,11 +150,14 @@ impl TorchFile {
     }
 }
 
+/// Where the bytes of an entry of a zip lie, and whether they lie there as they are.
+type Entry = (Range<usize>, bool);
+
 /// What is found on the way through a pickle.
 struct Found<'p> {
     pickle: &'p Pickle,
-    /// Where the bytes of a storage lie, and whether they lie there as they are.
-    storage: &'p dyn Fn(&str) -> Option<&'p (Range<usize>, bool)>,
+    /// Of a storage by its key.
+    storage: &'p dyn Fn(&str) -> Option<&'p Entry>,
     sets: BTreeMap<String, BTreeMap<String, Stored>>,
     others: BTreeMap<String, String>,
 }
@@ -351,13 +351,10 @@ impl Found<'_> {
             count.checked_mul(size)?;
             let begin = place.start.checked_add(offset.checked_mul(size)?)?;
             let end = begin.checked_add(span.checked_mul(size)?)?;
-            (end <= place.end || span == 0).then(|| {
-                if span == 0 {
-                    place.start..place.start
-                } else {
-                    begin..end
-                }
-            })
+            match span {
+                0 => Some(place.start..place.start),
+                _ => (end <= place.end).then_some(begin..end),
+            }
         });
         Ok(Stored {
             dtype,
@@ -430,8 +427,11 @@ mod tests {
         .concat()
     }
 
+    /// An entry: name, size, and bytes at places of it.
+    type Part<'n> = (&'n str, u64, Vec<(u64, Vec<u8>)>);
+
     /// A zip of entries that are stored, sizes and places in 64 bits; what an entry does not begin with are holes.
-    fn zip(path: &Path, entries: &[(&str, u64, Vec<(u64, Vec<u8>)>)]) {
+    fn zip(path: &Path, entries: &[Part<'_>]) {
         let mut file = File::create(path).expect("a file");
         let sizes = |size: u64| [size.to_le_bytes(), size.to_le_bytes()].concat();
         let (mut at, mut central) = (0u64, Vec::new());
@@ -484,7 +484,7 @@ mod tests {
         file.write_all(&last.concat()).expect("an end");
     }
 
-    fn described(items: &[(&str, Vec<u8>)]) -> (&'static str, u64, Vec<(u64, Vec<u8>)>) {
+    fn described(items: &[(&str, Vec<u8>)]) -> Part<'static> {
         let pickle = [&b"\x80\x02"[..], &dictionary(items), b"."].concat();
         ("archive/data.pkl", pickle.len() as u64, vec![(0, pickle)])
     }
@@ -565,7 +565,7 @@ mod tests {
         let whole = |numbers, offset, shape| {
             described(&[("generator", dictionary(&[("a", matrix("0", numbers, offset, shape))]))])
         };
-        let refused = |entries: &[(&str, u64, Vec<(u64, Vec<u8>)>)], told: &str| {
+        let refused = |entries: &[Part<'_>], told: &str| {
             zip(&scratch.0, entries);
             let said = TorchFile::open(&scratch.0).err().unwrap_or_default();
             assert!(said.contains(told), "{said} for {told}");
