@@ -339,7 +339,7 @@ pub fn run(options: &Options) -> Result<()> {
                 )
             });
         }
-        bar.set_message(format!("cache {:.2} GB", video.cache_bytes() as f64 / 1e9));
+        bar.set_message(format!("cache {:.2} MB", video.cache_bytes() as f64 / 1e6));
         bar.inc();
     }
     bar.finish();
@@ -350,7 +350,7 @@ pub fn run(options: &Options) -> Result<()> {
         time(all),
         written as f64 / all.as_secs_f64()
     );
-    say!("cache     {:.2} GB", video.cache_bytes() as f64 / 1e9);
+    say!("cache     {:.2} MB", video.cache_bytes() as f64 / 1e6);
     say!("\nwrote {}", options.out.display());
     Ok(())
 }
