@@ -1,6 +1,6 @@
 //! `evaluate`: how long a model's videos still show what they began with, over many scenes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::device::{self, ModelDevice};
 use crate::output::{self, say};
-use crate::{progress, sample};
+use crate::{judge, progress, sample};
 
 /// Options of `evaluate`.
 #[derive(Debug, Args)]
@@ -33,6 +33,15 @@ pub struct Options {
     /// Histories that are compared
     #[arg(long, value_enum, value_delimiter = ',', default_value = "packed,window,sink-window")]
     policies: Vec<sample::Policy>,
+    /// Judges this film instead, whatever made it: drift, flicker, and jumps between blocks
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["checkpoint", "scenes", "seconds", "steps", "policies"])]
+    film: Option<PathBuf>,
+    /// Frames a second that a film is judged at
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=240), requires = "film")]
+    fps: u32,
+    /// Frames of a film's first block, and of every other
+    #[arg(long, value_name = "FIRST,OTHERS", default_value = "9,12", value_parser = blocks, requires = "film")]
+    blocks: (usize, usize),
     /// Where it runs
     #[arg(long, value_enum, default_value_t = ModelDevice::Best)]
     device: ModelDevice,
@@ -55,8 +64,38 @@ struct Row {
     elapsed_seconds: f64,
 }
 
+fn blocks(text: &str) -> Result<(usize, usize), String> {
+    let parsed = text
+        .split_once(',')
+        .and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    match parsed {
+        Some((first, others)) if first > 0 && others > 0 => Ok((first, others)),
+        _ => Err("two numbers above 0 are expected, as 9,12".into()),
+    }
+}
+
+/// Tells of any film what can be told without knowing what it should show.
+fn judge_film(options: &Options, film: &Path) -> Result<()> {
+    let _lock = options.out.as_deref().map(output::prepare).transpose()?;
+    let told = judge::film(film, options.fps as usize, options.blocks)?;
+    told.tell(film);
+    write_json(options, &told)
+}
+
+fn write_json(options: &Options, what: &impl Serialize) -> Result<()> {
+    if let Some(folder) = &options.out {
+        let mut json = serde_json::to_vec_pretty(what)?;
+        json.push(b'\n');
+        output::write(folder, "evaluation.json", &json)?;
+    }
+    Ok(())
+}
+
 /// Runs `evaluate`.
 pub fn run(options: &Options) -> Result<()> {
+    if let Some(film) = &options.film {
+        return judge_film(options, film);
+    }
     let checkpoint = sample::checkpoint(options.checkpoint.as_ref(), options.device)?;
     let description = &checkpoint.description;
     ensure!(
@@ -88,12 +127,7 @@ pub fn run(options: &Options) -> Result<()> {
         );
         rows.push(row);
     }
-    if let Some(folder) = &options.out {
-        let mut json = serde_json::to_vec_pretty(&rows)?;
-        json.push(b'\n');
-        output::write(folder, "evaluation.json", &json)?;
-    }
-    Ok(())
+    write_json(options, &rows)
 }
 
 /// All scenes, side by side.

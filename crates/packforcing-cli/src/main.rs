@@ -6,6 +6,7 @@ mod check;
 mod device;
 mod evaluate;
 mod generate;
+mod judge;
 mod media;
 mod output;
 mod pack;
@@ -40,6 +41,11 @@ enum Command {
         after_help = "Example:\n  packforcing generate --model self_forcing_dmd.pt --model Wan2.1-T2V-1.3B --prompt rain --out film.mp4"
     )]
     Generate(generate::Options),
+    /// Tells what a model's files hold, what is missing, and what a video will take
+    #[command(
+        after_help = "Example:\n  packforcing inspect --model self_forcing_dmd.pt --model Wan2.1-T2V-1.3B --size 832x480"
+    )]
+    Inspect(generate::inspect::Options),
     /// Writes the embeddings of a prompt, which generate takes in its place
     #[command(
         after_help = "Example:\n  packforcing encode-prompt --model Wan2.1-T2V-1.3B --prompt rain --out prompt.safetensors"
@@ -68,12 +74,13 @@ fn main() -> ExitCode {
             let here = std::thread::available_parallelism().map_or(1, usize::from);
             process::settle_threads(candle_core::utils::get_num_threads().min(here));
         }
-        Command::Pack(_) | Command::Bench(_) | Command::Check(_) => {}
+        Command::Pack(_) | Command::Bench(_) | Command::Check(_) | Command::Inspect(_) => {}
     }
     let done = match command {
         Command::Pack(options) => pack::run(&options),
         Command::Sample(options) => sample::run(&options),
         Command::Generate(options) => generate::run(&options),
+        Command::Inspect(options) => generate::inspect::run(&options),
         Command::EncodePrompt(options) => generate::encode_prompt(&options),
         Command::Train(options) => train::run(&options),
         Command::Evaluate(options) => evaluate::run(&options),

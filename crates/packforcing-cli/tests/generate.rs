@@ -134,6 +134,28 @@ fn a_prompt_becomes_a_film() {
     assert!(folder.run(&encoded).status.success());
     folder.makes(&["--embedding", "prompt.safetensors", "--seconds", "1", "--out", "d.mp4"]);
     assert!(a == frames(&folder.at("d.mp4")));
+    // What can be told of any film, and of two.
+    let judged = folder.run(&["evaluate", "--film", "a.mp4", "--out", "judged"]);
+    let said = String::from_utf8_lossy(&judged.stdout).into_owned();
+    assert!(
+        judged.status.success() && said.contains("16 frames") && said.contains("borders "),
+        "{said}"
+    );
+    assert!(folder.at("judged/evaluation.json").is_file());
+    let both = folder.makes(&[
+        "--prompt",
+        "a cat",
+        "--seconds",
+        "1",
+        "--compare",
+        "window",
+        "--out",
+        "g.mp4",
+    ]);
+    assert!(
+        both.matches("flicker ").count() == 2 && both.contains("g.window.mp4: 16 frames"),
+        "{both}"
+    );
     // Every memory, and the small decoder.
     for memory in ["mean", "window", "sink-window"] {
         folder.makes(&[
@@ -213,4 +235,47 @@ fn what_is_missing_or_wrong_is_told() {
         folder.refuses(&with(more), told);
         fs::rename(folder.at("away"), wan(name)).unwrap();
     }
+}
+
+#[test]
+fn a_plan_is_told_before_anything_is_loaded() {
+    let folder = Folder::new("plan");
+    let inspect = |more: &[&str]| {
+        let model = [
+            "inspect",
+            "--model",
+            "checkpoints",
+            "--model",
+            "Wan2.1-T2V-1.3B",
+            "--size",
+            "64x48",
+        ];
+        let output = folder.run(&[&model, more].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = inspect(&["--seconds", "1"]);
+    for told in [
+        "text encoder Wan2.1-T2V-1.3B/models_t5_umt5-xxl-enc-bf16.pth",
+        "recipe    self-forcing, a guess by the name self_forcing_dmd.pt",
+        "2 layers, 64 wide",
+        "16 frames, 2 blocks of 3 frames of latents",
+        "history with its archive",
+        "frames that it keeps",
+        "GB of 24",
+    ] {
+        assert!(said.contains(told), "{told}: {said}");
+    }
+    fs::remove_file(folder.at("Wan2.1-T2V-1.3B/Wan2.1_VAE.pth")).unwrap();
+    fs::rename(
+        folder.at("checkpoints/self_forcing_dmd.pt"),
+        folder.at("checkpoints/x.pt"),
+    )
+    .unwrap();
+    let said = inspect(&[]);
+    assert!(
+        said.contains("autoencoder  missing: huggingface-cli download") && said.contains("--recipe says it"),
+        "{said}"
+    );
 }

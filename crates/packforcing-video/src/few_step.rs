@@ -12,6 +12,7 @@ use packforcing_candle::denoise_step;
 use serde::{Deserialize, Serialize};
 
 use crate::attention::{FullHistory, Packed};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::{Context, Model};
 use crate::recipe::Recipe;
@@ -46,6 +47,33 @@ pub struct FewStepConfig {
     pub archive: usize,
     /// Decides all noise.
     pub seed: u64,
+}
+
+impl FewStepConfig {
+    /// Bytes that the history of a video takes up at most, for a model of these sizes in this dtype, before it is there.
+    ///
+    /// # Errors
+    ///
+    /// Sizes that the model does not take.
+    pub fn cache_bytes(&self, model: &Config, dtype: DType) -> Result<usize> {
+        let [rows, cols] = self.size;
+        let grid = model.tokens([self.recipe.block_frames(), rows, cols])?;
+        Ok(match pack_config(model, dtype, self, grid)? {
+            Some(packed) => packed.bytes().total(),
+            None => {
+                let kept = self.recipe.cache_frames().saturating_sub(self.recipe.block_frames());
+                2 * model.layers * model.width() * kept * grid.rows * grid.cols * dtype.size_in_bytes()
+            }
+        })
+    }
+
+    /// Frames from the beginning that a window keeps.
+    fn sink_frames(&self) -> usize {
+        match self.memory {
+            Memory::SinkWindow => self.recipe.sink_frames().max(self.recipe.block_frames()),
+            _ => 0,
+        }
+    }
 }
 
 /// Noise that comes from elsewhere, f32.
@@ -91,15 +119,16 @@ impl<'m> FewStep<'m> {
         let [rows, cols] = config.size;
         let grid = model.config().tokens([config.recipe.block_frames(), rows, cols])?;
         let device = packforcing_candle::device(model.device())?;
-        let store = match pack_config(model, config, grid)? {
+        let store = match pack_config(model.config(), model.dtype(), config, grid)? {
             Some(packed) => Store::Packed(PackedKvCache::new(&device, &packed)?),
             None => {
-                let (recipe, rope) = (config.recipe, model.config().rope()?);
-                let sink = match config.memory {
-                    Memory::SinkWindow => recipe.sink_frames().max(recipe.block_frames()),
-                    _ => 0,
-                };
-                Store::Absolute(FullHistory::window(&rope, grid, sink, recipe.cache_frames()))
+                let rope = model.config().rope()?;
+                Store::Absolute(FullHistory::window(
+                    &rope,
+                    grid,
+                    config.sink_frames(),
+                    config.recipe.cache_frames(),
+                ))
             }
         };
         Ok(FewStep {
@@ -179,7 +208,7 @@ impl<'m> FewStep<'m> {
 }
 
 /// The packed cache of a kind of memory; none where positions stay those of the video.
-fn pack_config(model: &Model, config: &FewStepConfig, grid: Grid) -> Result<Option<PackConfig>> {
+fn pack_config(model: &Config, dtype: DType, config: &FewStepConfig, grid: Grid) -> Result<Option<PackConfig>> {
     let blocks = |frames: usize| frames.div_ceil(grid.frames);
     // Cells as long as a block at most; of what a mean remembers, every block stands for a frame.
     let cell = [CELL[0].min(grid.frames), CELL[1], CELL[2]];
@@ -188,13 +217,12 @@ fn pack_config(model: &Model, config: &FewStepConfig, grid: Grid) -> Result<Opti
         Memory::Mean => (Compression::mean_pool(cell), SELECTED, 1),
         Memory::Window | Memory::SinkWindow => return Ok(None),
     };
-    let of_model = model.config();
-    let dtype = packforcing_candle::dtype(model.dtype());
-    let dtype = dtype.ok_or_else(|| Error::argument("dtype", "f32, f16 or bf16", format!("{:?}", model.dtype())))?;
+    let ours = packforcing_candle::dtype(dtype);
+    let ours = ours.ok_or_else(|| Error::argument("dtype", "f32, f16 or bf16", format!("{dtype:?}")))?;
     let built = PackConfig::builder()
-        .layers(of_model.layers)
-        .heads(of_model.cache_heads())
-        .dtype(dtype)
+        .layers(model.layers)
+        .heads(model.cache_heads())
+        .dtype(ours)
         .block(grid)
         .sink(Blocks(blocks(SINK)))
         .recent(Blocks(blocks(NEWEST)))
@@ -204,7 +232,7 @@ fn pack_config(model: &Model, config: &FewStepConfig, grid: Grid) -> Result<Opti
         .compression(compression)
         .selection(Selection::PerLayer)
         .policy(Policy::Top)
-        .rope(of_model.rope()?);
+        .rope(model.rope()?);
     Ok(Some(built.build()?))
 }
 

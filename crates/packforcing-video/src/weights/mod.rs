@@ -382,6 +382,14 @@ impl FileWeights {
         self
     }
 
+    /// Numbers of all tensors.
+    pub fn numbers(&self) -> usize {
+        let names = self.tensors.names();
+        let of_this = names.iter().filter(|name| name.starts_with(&self.prefix));
+        let shapes = of_this.filter_map(|name| self.tensors.about(name));
+        shapes.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
     /// What the files hold besides these weights, in words; nothing of it is read.
     pub fn left_out(&self) -> &[String] {
         &self.left_out
