@@ -28,8 +28,6 @@ const SCALE: usize = 8;
 const TOKEN: usize = 2 * SCALE;
 /// Tokens of a prompt, the end mark among them.
 const MOST_TOKENS: usize = 512;
-/// A day.
-const MAX_SECONDS: f64 = 86_400.0;
 /// The tensor of an embedding in its file.
 const EMBEDDING: &str = "embedding";
 
@@ -86,7 +84,7 @@ pub struct Shape {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     archive: u32,
     /// Length of the video
-    #[arg(long, value_name = "N", default_value_t = 5.0, value_parser = seconds)]
+    #[arg(long, value_name = "N", default_value_t = 5.0, value_parser = crate::sample::seconds)]
     seconds: f64,
     /// Pixels across and down
     #[arg(long, value_name = "WxH", default_value = "832x480", value_parser = size)]
@@ -195,13 +193,6 @@ impl From<Remembered> for Memory {
             Remembered::Window => Memory::Window,
             Remembered::SinkWindow => Memory::SinkWindow,
         }
-    }
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if seconds > 0.0 && seconds <= MAX_SECONDS => Ok(seconds),
-        _ => Err(format!("a number above 0, at most {MAX_SECONDS}, is expected")),
     }
 }
 

@@ -23,6 +23,7 @@ use crate::media::clip::Clip;
 use crate::output;
 use crate::process::peak_rss_bytes;
 use crate::progress;
+use crate::sample::seconds;
 use compare::{Comparison, Recalled};
 use history::{Footage, History};
 use past::Past;
@@ -44,8 +45,6 @@ const POOL: MeanPool = MeanPool {
     cell: [2, 4, 4],
     remainder: Remainder::Keep,
 };
-/// A day: what is kept of each block is small, but it is kept.
-const MAX_SECONDS: f64 = 86_400.0;
 /// Columns of the picture.
 const RECALLED: usize = 4;
 
@@ -81,13 +80,6 @@ pub struct Options {
     /// Writes report.json, chart.png, cache.png and memory.png into this folder
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if seconds > 0.0 && seconds <= MAX_SECONDS => Ok(seconds),
-        _ => Err(format!("a number above 0, at most {MAX_SECONDS}, is expected")),
-    }
 }
 
 /// What the cache did with a block.

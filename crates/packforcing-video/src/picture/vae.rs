@@ -111,7 +111,7 @@ impl Vae {
                 } else if names.has(&format!("{name}.resample.1.weight")) {
                     let conv = names.conv(&format!("{name}.resample.1"))?;
                     let time = match names.has(&format!("{name}.time_conv.weight")) {
-                        true => Some(names.time(&format!("{name}.time_conv"))?),
+                        true => Some(names.conv(&format!("{name}.time_conv"))?),
                         false => None,
                     };
                     stages.push(match middle_first {
@@ -376,11 +376,6 @@ impl Names<'_> {
 
     fn conv(&self, name: &str) -> Result<Conv> {
         Conv::load(self.weights, &self.here(name), self.dtype)
-    }
-
-    /// A convolution over time alone.
-    fn time(&self, name: &str) -> Result<Conv> {
-        self.conv(name)
     }
 
     fn gamma(&self, name: &str) -> Result<Tensor> {
