@@ -187,6 +187,16 @@ impl SelfAttention for Window {
     }
 }
 
+/// What stays of a pass over a [`FullHistory`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    Nothing,
+    /// Its block, behind what is kept.
+    Block,
+    /// What takes the place of all that is kept.
+    Past,
+}
+
 /// Over everything that ever was, kept by candle: what the packed cache is measured against. It grows with the
 /// video.
 pub struct FullHistory {
@@ -194,11 +204,11 @@ pub struct FullHistory {
     grid: Grid,
     /// For each layer the rotated keys and the values so far, `[batch, tokens, heads, dim]`.
     kept: Vec<(Tensor, Tensor)>,
-    /// Those of the block under way, while it is kept.
+    /// Those of the pass under way, while it is kept.
     now: Vec<(Tensor, Tensor)>,
     blocks: usize,
     rotation: Option<Rotation>,
-    commits: bool,
+    leaves: Leaves,
     /// Frames that are kept: from the beginning, and the newest.
     window: Option<(usize, usize)>,
 }
@@ -213,7 +223,7 @@ impl FullHistory {
             now: Vec::new(),
             blocks: 0,
             rotation: None,
-            commits: false,
+            leaves: Leaves::Nothing,
             window: None,
         }
     }
@@ -230,28 +240,47 @@ impl FullHistory {
 
     /// Begins a pass of the next block that leaves no trace.
     pub fn denoise_pass(&mut self) -> &mut FullHistory {
-        self.begin(false)
+        self.begin(Leaves::Nothing)
     }
 
     /// Begins the pass whose keys and values stay, from [`FullHistory::commit`] on.
     pub fn commit_pass(&mut self) -> &mut FullHistory {
-        self.begin(true)
+        self.begin(Leaves::Block)
     }
 
-    fn begin(&mut self, commits: bool) -> &mut FullHistory {
-        self.commits = commits;
+    /// Begins a pass over the newest clean frames, [`FullHistory::rewritten`] of them, whose keys and values take the place of
+    /// those that are kept, from [`FullHistory::commit`] on: how LongLive (arXiv 2509.22622) goes over to another prompt. All of
+    /// them see the sink and the newest. The sink stays as it was, unless the video is so short that it is among them.
+    pub fn rewrite_pass(&mut self) -> &mut FullHistory {
+        self.begin(Leaves::Past)
+    }
+
+    /// Frames that [`FullHistory::rewrite_pass`] takes: as many as a block may see, its own among them, or all that there are.
+    pub fn rewritten(&self) -> usize {
+        let made = self.blocks * self.grid.frames;
+        match self.window {
+            Some((sink, newest)) => made.min(sink + newest + self.grid.frames),
+            None => made,
+        }
+    }
+
+    fn begin(&mut self, leaves: Leaves) -> &mut FullHistory {
+        if (leaves == Leaves::Past) != (self.leaves == Leaves::Past) {
+            self.rotation = None;
+        }
+        self.leaves = leaves;
         self.now.clear();
         self
     }
 
-    /// Keeps what the commit pass left.
+    /// Keeps what the last pass left.
     ///
     /// # Errors
     ///
     /// Memory for it.
     pub fn commit(&mut self) -> Result<()> {
         let now = std::mem::take(&mut self.now);
-        if self.kept.is_empty() {
+        if self.kept.is_empty() || self.leaves == Leaves::Past {
             self.kept = now;
         } else {
             for (kept, now) in self.kept.iter_mut().zip(now) {
@@ -265,9 +294,27 @@ impl FullHistory {
                 *kept = (ends(&kept.0, sink, newest)?, ends(&kept.1, sink, newest)?);
             }
         }
-        self.blocks += 1;
+        self.blocks += usize::from(self.leaves == Leaves::Block);
+        self.leaves = Leaves::Nothing;
         self.rotation = None;
         Ok(())
+    }
+
+    /// What a pass over the newest frames sees: the sink as it is, where the frames do not reach back to it, and of its own
+    /// what stands behind the sink.
+    fn rewriting(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let made = self.blocks * self.grid.frames;
+        match (self.window, self.kept.get(layer)) {
+            (Some((sink, _)), Some((past_k, past_v))) if made > self.rewritten() => {
+                let tokens = sink * self.grid.rows * self.grid.cols;
+                let joined = |past: &Tensor, own: &Tensor| {
+                    let own = own.narrow(1, tokens, own.dim(1)? - tokens)?;
+                    Tensor::cat(&[&past.narrow(1, 0, tokens)?, &own], 1)
+                };
+                Ok((joined(past_k, k)?, joined(past_v, v)?))
+            }
+            _ => Ok((k.clone(), v.clone())),
+        }
     }
 
     /// Tokens of a block.
@@ -291,11 +338,25 @@ impl SelfAttention for FullHistory {
     fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let rotation = match self.rotation.take() {
             Some(rotation) => rotation,
-            None => Rotation::of_frames(&self.rope, self.grid, self.blocks * self.grid.frames, q.device())?,
+            None => {
+                let made = self.blocks * self.grid.frames;
+                let (first, frames) = match self.leaves {
+                    Leaves::Past => (made - self.rewritten(), self.rewritten()),
+                    _ => (made, self.grid.frames),
+                };
+                let grid = Grid { frames, ..self.grid };
+                Rotation::of_frames(&self.rope, grid, first, q.device())?
+            }
         };
         let (q, k) = (rotation.apply(q)?, rotation.apply(k)?);
         self.rotation = Some(rotation);
-        if self.commits {
+        if self.leaves == Leaves::Past {
+            let (k, v) = self.rewriting(layer, &k, v)?;
+            self.now.truncate(layer);
+            self.now.push((k.clone(), v.clone()));
+            return softmax_attention(&q, &k, &v, None);
+        }
+        if self.leaves == Leaves::Block {
             self.now.truncate(layer);
             self.now.push((k.clone(), v.clone()));
         }

@@ -3,6 +3,8 @@
 //! Such weights have seen 21 latent frames at once. Every kind of memory here stays inside of that: what a block attends to,
 //! its own frames among it, is never more.
 
+use std::collections::VecDeque;
+
 use candle_core::{DType, Tensor};
 use packforcing::cache::{Compression, PackConfig, PackedKvCache, Policy, Selection};
 use packforcing::ops::denoise_step::{Coefficients, Noise};
@@ -87,7 +89,8 @@ pub struct GivenNoise {
 
 enum Store {
     Packed(PackedKvCache),
-    Absolute(FullHistory),
+    /// With the newest clean blocks, as far back as a change of the prompt needs them.
+    Absolute(FullHistory, VecDeque<Tensor>),
 }
 
 /// Frames of sink, selection and newest blocks of the packed kinds.
@@ -123,12 +126,8 @@ impl<'m> FewStep<'m> {
             Some(packed) => Store::Packed(PackedKvCache::new(&device, &packed)?),
             None => {
                 let rope = model.config().rope()?;
-                Store::Absolute(FullHistory::window(
-                    &rope,
-                    grid,
-                    config.sink_frames(),
-                    config.recipe.cache_frames(),
-                ))
+                let (sink, frames) = (config.sink_frames(), config.recipe.cache_frames());
+                Store::Absolute(FullHistory::window(&rope, grid, sink, frames), VecDeque::new())
             }
         };
         Ok(FewStep {
@@ -146,6 +145,32 @@ impl<'m> FewStep<'m> {
     pub fn with_noise(mut self, noise: GivenNoise) -> FewStep<'m> {
         self.given = Some(noise);
         self
+    }
+
+    /// Goes on with another prompt: `context` are its embeddings, as of [`FewStep::new`].
+    ///
+    /// Where the newest frames are kept at their own places, they go through the model once more, so that their keys are those of
+    /// the new prompt, as LongLive (arXiv 2509.22622) does it. A packed history stays as it is: the new prompt speaks through
+    /// the new blocks alone.
+    ///
+    /// # Errors
+    ///
+    /// Embeddings of another shape, memory, and what a device reports.
+    pub fn switch_prompt(&mut self, context: &Tensor) -> Result<()> {
+        let context = self.model.context(context)?;
+        if let Store::Absolute(history, clean) = &mut self.store
+            && !clean.is_empty()
+        {
+            let newest = Tensor::cat(&Vec::from_iter(clean.iter()), 2)?;
+            let (made, frames) = (newest.dim(2)?, history.rewritten());
+            let newest = newest.narrow(2, made - frames, frames)?.contiguous()?;
+            let commit = Tensor::new(&[self.config.recipe.commit_timestep() as f32], self.model.device())?;
+            self.model
+                .velocity(&newest, &commit, &context, history.rewrite_pass())?;
+            history.commit()?;
+        }
+        self.context = context;
+        Ok(())
     }
 
     /// Makes the next block: clean latents, f32 `[channels, frames, rows, columns]`.
@@ -179,7 +204,7 @@ impl<'m> FewStep<'m> {
                 model.velocity(&x, &commit, context, &mut Packed(&mut pass))?;
                 block.commit()?;
             }
-            Store::Absolute(history) => {
+            Store::Absolute(history, clean) => {
                 for step in 0..schedule.steps().len() {
                     let timestep = told(schedule.steps()[step].timestep)?;
                     let v = model.velocity(&x, &timestep, context, history.denoise_pass())?;
@@ -187,6 +212,16 @@ impl<'m> FewStep<'m> {
                 }
                 model.velocity(&x, &commit, context, history.commit_pass())?;
                 history.commit()?;
+                clean.push_back(x.clone());
+                if clean.len()
+                    > self
+                        .config
+                        .recipe
+                        .cache_frames()
+                        .div_ceil(self.config.recipe.block_frames())
+                {
+                    clean.pop_front();
+                }
             }
         }
         self.blocks += 1;
@@ -202,7 +237,7 @@ impl<'m> FewStep<'m> {
     pub fn cache_bytes(&self) -> usize {
         match &self.store {
             Store::Packed(cache) => cache.bytes(),
-            Store::Absolute(history) => history.bytes(),
+            Store::Absolute(history, _) => history.bytes(),
         }
     }
 }

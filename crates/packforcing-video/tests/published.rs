@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use packforcing::Grid;
 use packforcing::schedule::Schedule;
 use packforcing_video::few_step::{FewStep, FewStepConfig, GivenNoise, Memory};
-use packforcing_video::picture::{Taehv, Vae};
+use packforcing_video::picture::{Taehv, Tiles, Vae};
 use packforcing_video::{
     Config, Context, Error, FileWeights, FullHistory, Lora, Model, Prediction, PromptTokenizer, Recipe, Result,
     TextEncoder, Weights, WeightsFault, clean_prompt,
@@ -80,6 +80,14 @@ fn apart(a: &Tensor, b: &Tensor) -> f32 {
     largest(&(a - b).expect("one shape"))
 }
 
+/// Where the prompt changes in mid video.
+struct Switch<'a> {
+    frame: usize,
+    context: &'a Context,
+    /// Whether the newest frames go through once more.
+    rewrites: bool,
+}
+
 /// Blocks one after the other, all noise given.
 fn rollout(
     model: &Model,
@@ -87,10 +95,22 @@ fn rollout(
     history: &mut FullHistory,
     schedule: &Schedule,
     (noise, fresh): (&Tensor, &Tensor),
+    switch: Option<Switch>,
 ) -> candle_core::Result<Tensor> {
     let frames = history.grid().frames;
-    let mut made = Vec::new();
+    let now = Tensor::new(&[0f32], &Device::Cpu)?;
+    let mut made: Vec<Tensor> = Vec::new();
     for block in 0..noise.dim(1)? / frames {
+        let switched = switch.as_ref().filter(|switch| block * frames >= switch.frame);
+        let context = switched.map_or(context, |switch| switch.context);
+        if switched.is_some_and(|switch| switch.rewrites && (block - 1) * frames < switch.frame) {
+            let past = Tensor::cat(&made, 1)?.unsqueeze(0)?;
+            let count = history.rewritten();
+            let newest = past.narrow(2, block * frames - count, count)?;
+            let pass = model.velocity(&newest, &now, context, history.rewrite_pass());
+            pass.expect("a velocity");
+            history.commit()?;
+        }
         let mut x = noise.narrow(1, block * frames, frames)?.unsqueeze(0)?;
         for (i, step) in schedule.steps().iter().enumerate() {
             let timestep = Tensor::new(&[step.timestep as f32], &Device::Cpu)?;
@@ -104,7 +124,6 @@ fn rollout(
                 false => clean,
             };
         }
-        let now = Tensor::new(&[0f32], &Device::Cpu)?;
         let kept = model.velocity(&x, &now, context, history.commit_pass());
         kept.expect("a velocity");
         history.commit()?;
@@ -143,7 +162,7 @@ fn golden_rollouts_of_published_weights() {
     let off = apart(&first.squeeze(0).expect("one"), of("full.first_velocity"));
     assert!(off < 1e-4, "{off:e}");
     let noise = (of("full.noise"), of("full.eps"));
-    let made = rollout(&plain, &words, &mut history, &schedule, noise).expect("a video");
+    let made = rollout(&plain, &words, &mut history, &schedule, noise, None).expect("a video");
     let off = apart(&made, of("full.out"));
     assert!(off < 1e-4, "{off:e}");
 
@@ -156,8 +175,32 @@ fn golden_rollouts_of_published_weights() {
     for (model, name) in [(&plain, "window.out"), (&adapted, "window_lora.out")] {
         let words = context(model, of("text0"));
         let mut history = FullHistory::window(&rope, grid(2), 2, 8);
-        let made = rollout(model, &words, &mut history, &schedule, noise).expect("a video");
+        let made = rollout(model, &words, &mut history, &schedule, noise, None).expect("a video");
         let off = apart(&made, of(name));
+        assert!(off < 1e-4, "{name}: {off:e}");
+    }
+
+    // The prompt changes in mid video; of those frames alone the vectors tell.
+    for (name, frame, text, rewrites) in [
+        ("switch_late", 10, "text1", true),
+        ("switch_early", 6, "text1", true),
+        ("switch_same", 10, "text0", true),
+        ("switch_keep", 10, "text1", false),
+    ] {
+        let switch = Switch {
+            frame,
+            context: &context(&adapted, of(text)),
+            rewrites,
+        };
+        let words = context(&adapted, of("text0"));
+        let mut history = FullHistory::window(&rope, grid(2), 2, 8);
+        let made = rollout(&adapted, &words, &mut history, &schedule, noise, Some(switch)).expect("a video");
+        let right = of(&format!("{name}.out"));
+        let count = right.dim(1).expect("frames");
+        let made = made
+            .narrow(1, made.dim(1).expect("frames") - count, count)
+            .expect("the last");
+        let off = apart(&made, right);
         assert!(off < 1e-4, "{name}: {off:e}");
     }
 }
@@ -528,6 +571,29 @@ fn golden_autoencoder() {
         let [_, kept] = Vae::bytes(&[folder().join("vae_tiny.pth")], [6, 10], DType::F32).expect("a plan");
         assert_eq!(decoder.bytes(), kept);
     }
+    // In tiles: the first and the last frame, every fifth row and column.
+    let tiled = vae
+        .decode_tiled(&latents, Tiles { size: 32, step: 24 })
+        .expect("frames");
+    assert_eq!(tiled.dims(), [13, 3, 48, 80]);
+    let ends = Tensor::cat(
+        &[
+            &tiled.narrow(0, 0, 1).expect("one"),
+            &tiled.narrow(0, 12, 1).expect("one"),
+        ],
+        0,
+    );
+    let off = apart(&fifth(&ends.expect("two frames")), &turned(&golden["tiled_sample"]));
+    assert!(off < 5e-5, "{off:e}");
+    let whole = whole.expect("a video");
+    let one = vae.decode_tiled(&latents, Tiles::default()).expect("frames");
+    assert_eq!(apart(&one, &whole), 0.0, "one tile is the whole");
+    for (size, step) in [(32, 40), (30, 24), (32, 0), (0, 0)] {
+        assert!(
+            vae.decode_tiled(&latents, Tiles { size, step }).is_err(),
+            "{size}, {step}"
+        );
+    }
     let right = turned(&golden["encoded"]);
     let video = video();
     for pieces in [&[13][..], &[1, 4, 4, 4], &[5, 8]] {
@@ -576,6 +642,10 @@ fn golden_preview() {
         let off = apart(&fifth(&from_zero), &golden["video_sample"]);
         assert!(off < 5e-5, "{pieces:?}: {off:e}");
     }
+    let encoded = model.encode(&video()).expect("latents");
+    let off = apart(&encoded, &golden["encoded"]);
+    assert!(off < 5e-5, "{off:e}");
+    assert!(model.encode(&video().narrow(2, 0, 20).expect("a part")).is_err());
 }
 
 /// While nothing has left, every kind of memory is all history, wherever positions are counted from.

@@ -16,6 +16,8 @@ pub(super) struct Conv {
     /// Frames that go into one.
     taps: usize,
     stride: usize,
+    /// Rows and columns of zeros before the first; behind the last there are always half a kernel.
+    before: usize,
 }
 
 impl Conv {
@@ -43,12 +45,21 @@ impl Conv {
             bias,
             taps,
             stride: 1,
+            before: kernel / 2,
         })
     }
 
-    /// Every second row and column, as if one row and column of zeros stood behind the last.
+    /// Every second row and column, the first one in the middle of its kernel.
     pub fn halving(self) -> Conv {
         Conv { stride: 2, ..self }
+    }
+
+    /// Every second row and column, the first one at the beginning of its kernel.
+    pub fn halving_ahead(self) -> Conv {
+        Conv {
+            before: 0,
+            ..self.halving()
+        }
     }
 
     pub fn channels(&self) -> Result<usize> {
@@ -74,12 +85,11 @@ impl Conv {
     /// Over frames whose taps stand behind one another in their channels.
     pub fn frames(&self, x: &Tensor) -> Result<Tensor> {
         let kernel = self.weight.dim(2)?;
-        let x = match (kernel, self.stride) {
-            (1, _) => x.clone(),
-            (_, 1) => x
-                .pad_with_zeros(2, kernel / 2, kernel / 2)?
-                .pad_with_zeros(3, kernel / 2, kernel / 2)?,
-            _ => x.pad_with_zeros(2, 0, kernel / 2)?.pad_with_zeros(3, 0, kernel / 2)?,
+        let x = match kernel {
+            1 => x.clone(),
+            _ => x
+                .pad_with_zeros(2, self.before, kernel / 2)?
+                .pad_with_zeros(3, self.before, kernel / 2)?,
         };
         let (count, channels, rows, cols) = x.dims4()?;
         let out_rows = (rows - kernel) / self.stride + 1;

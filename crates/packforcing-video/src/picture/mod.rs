@@ -2,7 +2,9 @@
 
 mod conv;
 mod taehv;
+mod tiles;
 mod vae;
 
 pub use taehv::{Taehv, TaehvDecoder};
+pub use tiles::Tiles;
 pub use vae::{Vae, VaeDecoder, VaeEncoder};

@@ -1,25 +1,49 @@
-//! TAEHV (github.com/madebyollin/taehv), a small decoder of Wan2.1's latents: a preview at a twenty-fifth of the work.
+//! TAEHV (github.com/madebyollin/taehv), a small autoencoder of Wan2.1's latents: a preview at a twenty-fifth of the work.
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::conv::{Conv, Memory, doubled, taken};
-use crate::error::Result;
+use super::conv::{Conv, Memory, doubled, stacked, taken};
+use crate::error::{Error, Result};
 use crate::weights::FileWeights;
 
 const CHANNELS: usize = 16;
 /// Of the four frames that the video's first latent becomes, those that are dropped.
 const DROPPED: usize = 3;
 
-/// The decoder of a `taew2_1.pth` or `.safetensors`.
+/// Frames that become one latent.
+const FRAMES: usize = 4;
+/// Rows and columns of pixels of one of a latent.
+const SCALE: usize = 8;
+
+/// The model of a `taew2_1.pth` or `.safetensors`.
 #[derive(Debug)]
 pub struct Taehv {
     first: Conv,
     stages: Vec<Stage>,
     last: Conv,
+    encoder: Option<Encoder>,
     dtype: DType,
     device: Device,
+}
+
+/// The way back.
+#[derive(Debug)]
+struct Encoder {
+    first: Conv,
+    stages: [Shrinking; 3],
+    last: Conv,
+}
+
+/// Fewer frames, half the rows and columns, three blocks with a memory.
+#[derive(Debug)]
+struct Shrinking {
+    pool: Conv,
+    /// Frames that become one.
+    frames: usize,
+    conv: Conv,
+    blocks: [[Conv; 3]; 3],
 }
 
 /// Three blocks with a memory, twice the rows and columns, more frames, other channels.
@@ -33,7 +57,7 @@ struct Stage {
 }
 
 impl Taehv {
-    /// Opens the file; computed in `dtype` on `device`.
+    /// Opens the file; computed in `dtype` on `device`. The encoder may be missing from it.
     ///
     /// # Errors
     ///
@@ -41,22 +65,42 @@ impl Taehv {
     pub fn open<P: AsRef<Path>>(files: &[P], dtype: DType, device: &Device) -> Result<Taehv> {
         let weights = FileWeights::open(files, "", dtype, device)?;
         let conv = |name: String| Conv::load(&weights, &name, dtype);
-        let stage = |begin: usize, frames: usize| -> Result<Stage> {
+        let blocks = |side: &str, begin: usize| -> Result<[[Conv; 3]; 3]> {
             let block = |number: usize| -> Result<[Conv; 3]> {
-                let [a, b, c] = [0, 2, 4].map(|part| conv(format!("decoder.{}.conv.{part}", begin + number)));
+                let [a, b, c] = [0, 2, 4].map(|part| conv(format!("{side}.{number}.conv.{part}")));
                 Ok([a?, b?, c?])
             };
+            Ok([block(begin)?, block(begin + 1)?, block(begin + 2)?])
+        };
+        let stage = |begin: usize, frames: usize| -> Result<Stage> {
             Ok(Stage {
-                blocks: [block(0)?, block(1)?, block(2)?],
+                blocks: blocks("decoder", begin)?,
                 grow: conv(format!("decoder.{}.conv", begin + 4))?,
                 frames,
                 conv: conv(format!("decoder.{}", begin + 5))?,
             })
         };
+        let shrinking = |begin: usize, frames: usize| -> Result<Shrinking> {
+            Ok(Shrinking {
+                pool: conv(format!("encoder.{begin}.conv"))?,
+                frames,
+                conv: conv(format!("encoder.{}", begin + 1))?.halving(),
+                blocks: blocks("encoder", begin + 2)?,
+            })
+        };
+        let encoder = match weights.has("encoder.0.weight") {
+            true => Some(Encoder {
+                first: conv("encoder.0".into())?,
+                stages: [shrinking(2, 2)?, shrinking(7, 2)?, shrinking(12, 1)?],
+                last: conv("encoder.17".into())?,
+            }),
+            false => None,
+        };
         Ok(Taehv {
             first: conv("decoder.1".into())?,
             stages: vec![stage(3, 1)?, stage(9, 2)?, stage(15, 2)?],
             last: conv("decoder.22".into())?,
+            encoder,
             dtype,
             device: device.clone(),
         })
@@ -69,6 +113,41 @@ impl Taehv {
             memory: Memory::default(),
             dropped: 0,
         }
+    }
+
+    /// All frames of a video, `[frames, 3, rows, columns]` from -1 to 1, become latents as the transformer takes them,
+    /// `[frames / 4, 16, rows / 8, columns / 8]`; the last frame stands for those that a latent lacks.
+    ///
+    /// # Errors
+    ///
+    /// A file without the encoder; another shape, rows and columns that 8 does not divide; memory.
+    pub fn encode(&self, frames: &Tensor) -> Result<Tensor> {
+        let Some(encoder) = &self.encoder else {
+            return Err(Error::argument(
+                "weights",
+                "a file with TAEHV's encoder",
+                "the decoder alone",
+            ));
+        };
+        let x = taken(frames, "frames", 3, self.dtype, &self.device)?;
+        let (count, _, rows, cols) = x.dims4()?;
+        if rows % SCALE != 0 || cols % SCALE != 0 {
+            let expected = "rows and columns in eights";
+            return Err(Error::argument("frames", expected, format!("{:?}", x.dims())));
+        }
+        let mut all = vec![x.clone()];
+        all.resize(1 + count.next_multiple_of(FRAMES) - count, x.narrow(0, count - 1, 1)?);
+        // To 0 to 1.
+        let mut x = ((Tensor::cat(&all, 0)? + 1.0)? / 2.0)?;
+        x = encoder.first.frames(&x)?.relu()?;
+        for stage in &encoder.stages {
+            x = stage.pool.frames(&stacked(&x, stage.frames, stage.frames)?)?;
+            x = stage.conv.frames(&x)?;
+            for block in &stage.blocks {
+                x = remembering(&x, block, &mut None)?;
+            }
+        }
+        encoder.last.frames(&x)
     }
 }
 

@@ -23,7 +23,7 @@ const STD: [f32; 16] = [
 ];
 const CHANNELS: usize = 16;
 /// Rows and columns of pixels of one of a latent.
-const SCALE: usize = 8;
+pub(super) const SCALE: usize = 8;
 
 /// The autoencoder with its weights.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl Vae {
                     stages.push(match middle_first {
                         true => Stage::Up { conv, time },
                         false => Stage::Down {
-                            conv: conv.halving(),
+                            conv: conv.halving_ahead(),
                             time,
                         },
                     });
@@ -204,12 +204,17 @@ impl VaeDecoder<'_> {
     ///
     /// Another shape, or other rows and columns than before; memory.
     pub fn decode(&mut self, latents: &Tensor) -> Result<Tensor> {
+        Ok(self.unclamped(latents)?.clamp(-1f32, 1f32)?)
+    }
+
+    /// The same, of numbers beyond -1 and 1 too.
+    pub(super) fn unclamped(&mut self, latents: &Tensor) -> Result<Tensor> {
         let vae = self.vae;
         let z = taken(latents, "latents", CHANNELS, vae.dtype, &vae.device)?;
         let z = z.broadcast_mul(&vae.std)?.broadcast_add(&vae.mean)?;
         self.memory.begin();
         let z = vae.unquantize.frames(&z)?;
-        Ok(vae.decoder.forward(&z, &mut self.memory)?.clamp(-1f32, 1f32)?)
+        vae.decoder.forward(&z, &mut self.memory)
     }
 
     /// Bytes that are kept from one call to the next.
