@@ -134,6 +134,45 @@ fn a_prompt_becomes_a_film() {
     assert!(folder.run(&encoded).status.success());
     folder.makes(&["--embedding", "prompt.safetensors", "--seconds", "1", "--out", "d.mp4"]);
     assert!(a == frames(&folder.at("d.mp4")));
+    // The same numbers in diffusers' layout, by its names and in shards, are the same film.
+    tiny_model::write_diffusers(&folder.at("diffusers")).unwrap();
+    let model = [
+        "generate",
+        "--model",
+        "diffusers",
+        "--recipe",
+        "self-forcing",
+        "--device",
+        "cpu",
+    ];
+    let rest = [
+        "--size",
+        "64x48",
+        "--prompt",
+        "a cat in the rain",
+        "--seconds",
+        "1",
+        "--out",
+        "h.mp4",
+    ];
+    let output = folder.run(&[&model[..], &rest].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(a == frames(&folder.at("h.mp4")));
+    // Another prompt in mid video: the block before it is the same.
+    let then = [
+        "--prompt",
+        "a cat in the rain",
+        "--then",
+        "0.5",
+        "a dog",
+        "--seconds",
+        "1",
+        "--out",
+        "i.mp4",
+    ];
+    folder.makes(&then);
+    let i = frames(&folder.at("i.mp4"));
+    assert!(a[..7] == i[..7] && a[12..] != i[12..]);
     // What can be told of any film, and of two.
     let judged = folder.run(&["evaluate", "--film", "a.mp4", "--out", "judged"]);
     let said = String::from_utf8_lossy(&judged.stdout).into_owned();
@@ -183,6 +222,55 @@ fn a_prompt_becomes_a_film() {
     assert_eq!(frames(&folder.at("f.mp4")).len(), 2);
 }
 
+/// Ctrl-C is for the program; the encoder comes to the end of what it was given.
+#[cfg(unix)]
+#[test]
+fn a_film_that_is_broken_off_can_be_played() {
+    if !ffmpeg_is_here() {
+        return;
+    }
+    let folder = Folder::new("broken");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_packforcing"));
+    command.current_dir(&folder.0).stdout(std::process::Stdio::piped());
+    command.args([
+        "generate",
+        "--model",
+        "checkpoints",
+        "--model",
+        "Wan2.1-T2V-1.3B",
+        "--device",
+        "cpu",
+    ]);
+    command.args([
+        "--prompt",
+        "a cat",
+        "--size",
+        "64x48",
+        "--seconds",
+        "600",
+        "--out",
+        "film.mp4",
+    ]);
+    let mut child = command.spawn().unwrap();
+    // Until the first frames are made.
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    assert!(lines.any(|line| line.unwrap().starts_with("first ")));
+    let signalled = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(signalled.unwrap().success());
+    assert!(!child.wait().unwrap().success());
+    // The encoder has its own time.
+    let playable = (0..100).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let mut command = Command::new("ffmpeg");
+        command
+            .args(["-nostdin", "-loglevel", "error", "-i"])
+            .arg(folder.at("film.mp4"));
+        let played = command.args(["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]).output();
+        played.unwrap().stdout.len() >= 9 * 3 * 64 * 48
+    });
+    assert!(playable, "the first block's frames are in the film");
+}
+
 #[test]
 fn what_is_missing_or_wrong_is_told() {
     let folder = Folder::new("wrong");
@@ -198,6 +286,13 @@ fn what_is_missing_or_wrong_is_told() {
     folder.refuses(&with(&["--lora", "nowhere.pt"]), "nowhere.pt");
     folder.refuses(&with(&["--out", "nowhere/film.mp4"]), "nowhere/film.mp4");
     folder.refuses(&with(&["--embedding", "x"]), "cannot be used with");
+    folder.refuses(&with(&["--then", "9", "a dog"]), "below 5");
+    folder.refuses(&with(&["--then", "4.9", "a dog"]), "no block of the video begins");
+    folder.refuses(&with(&["--then", "2", " "]), "the prompt is empty");
+    folder.refuses(&with(&["--archive", "99000", "--size", "8192x8192"]), "GB are free");
+    if cfg!(target_os = "linux") && ffmpeg_is_here() {
+        folder.refuses(&with(&["--out", "/dev/full"]), "No space left");
+    }
     folder.refuses(
         &with(&["--noise", "checkpoints/self_forcing_dmd.pt"]),
         "self_forcing_dmd.pt",
@@ -261,12 +356,25 @@ fn a_plan_is_told_before_anything_is_loaded() {
         "recipe    self-forcing, a guess by the name self_forcing_dmd.pt",
         "2 layers, 64 wide",
         "16 frames, 2 blocks of 3 frames of latents",
-        "history with its archive",
+        "archive ",
         "frames that it keeps",
+        "work ",
         "GB of 24",
     ] {
         assert!(said.contains(told), "{told}: {said}");
     }
+    // Outside of what the weights know, and of a card.
+    let said = inspect(&["--seconds", "30", "--memory", "window"]);
+    assert!(said.contains("--memory whole never leaves them"), "{said}");
+    let said = inspect(&["--recipe", "longlive"]);
+    assert!(said.contains("--memory sink-window is its own"), "{said}");
+    let said = inspect(&["--memory", "mean"]);
+    assert!(said.contains("nobody has tried these weights on averages"), "{said}");
+    let said = inspect(&["--card", "1", "--archive", "99000"]);
+    assert!(
+        said.contains("it does not fit") && said.contains("fewer blocks in the --archive"),
+        "{said}"
+    );
     fs::remove_file(folder.at("Wan2.1-T2V-1.3B/Wan2.1_VAE.pth")).unwrap();
     fs::rename(
         folder.at("checkpoints/self_forcing_dmd.pt"),

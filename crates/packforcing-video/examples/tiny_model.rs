@@ -7,8 +7,10 @@
 //! cargo run --release -- generate --model /tmp/tiny/checkpoints/self_forcing_dmd.pt --model /tmp/tiny/Wan2.1-T2V-1.3B \
 //!   --prompt "a cat in the rain" --size 64x48 --seconds 3
 //! ```
+//!
+//! `--diffusers` behind the folder writes the same numbers in diffusers' layout, in shards; `--real` writes transformer and
+//! autoencoders of Wan2.1-T2V-1.3B's sizes (3.1 GB), to see what a run takes.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -18,11 +20,36 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 /// Extents of everything.
-const WIDTH: usize = 64;
-const LAYERS: usize = 2;
-const FFN: usize = 80;
-const FREQUENCIES: usize = 32;
-const TEXT: usize = 32;
+struct Sizes {
+    width: usize,
+    layers: usize,
+    ffn: usize,
+    frequencies: usize,
+    text: usize,
+    /// Channels of the autoencoder's last stage, and of the preview's four.
+    base: usize,
+    preview: [usize; 4],
+}
+
+const TINY: Sizes = Sizes {
+    width: 64,
+    layers: 2,
+    ffn: 80,
+    frequencies: 32,
+    text: 32,
+    base: 4,
+    preview: [10, 6, 4, 4],
+};
+/// Those of Wan2.1-T2V-1.3B, and of taew2_1.
+const REAL: Sizes = Sizes {
+    width: 1536,
+    layers: 30,
+    ffn: 8960,
+    frequencies: 256,
+    text: 4096,
+    base: 96,
+    preview: [256, 128, 64, 64],
+};
 const VOCABULARY: usize = 64;
 const LATENT: usize = 16;
 
@@ -30,14 +57,23 @@ type Named = Vec<(String, Vec<usize>)>;
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Fallible<()> {
-    let folder = std::env::args()
-        .nth(1)
-        .map_or_else(|| std::env::temp_dir().join("packforcing-tiny-model"), PathBuf::from);
-    write(&folder)
+    let mut arguments = std::env::args().skip(1);
+    let folder = arguments.next();
+    let folder = folder.map_or_else(|| std::env::temp_dir().join("packforcing-tiny-model"), PathBuf::from);
+    match arguments.next().as_deref() {
+        None => write(&folder),
+        Some("--diffusers") => write_diffusers(&folder),
+        Some("--real") => write_sizes(&folder, &REAL),
+        Some(other) => Err(format!("{other}: --diffusers or --real is expected behind the folder").into()),
+    }
 }
 
-/// Writes the folder.
+/// Writes the folder: a released checkpoint, and Wan2.1's own.
 pub fn write(folder: &Path) -> Fallible<()> {
+    write_sizes(folder, &TINY)
+}
+
+fn write_sizes(folder: &Path, sizes: &Sizes) -> Fallible<()> {
     let wan = folder.join("Wan2.1-T2V-1.3B");
     for inside in [folder.join("checkpoints"), wan.join("google/umt5-xxl")] {
         std::fs::create_dir_all(inside)?;
@@ -47,7 +83,7 @@ pub fn write(folder: &Path) -> Fallible<()> {
         let tensors = named
             .into_iter()
             .map(|(name, shape)| Ok((format!("{front}{name}"), numbers(&mut random, &name, &shape)?)));
-        save(&path, set, tensors.collect::<Fallible<Vec<_>>>()?)?;
+        save(&path, set, tensors)?;
         println!("{}", path.display());
         Ok(())
     };
@@ -55,15 +91,160 @@ pub fn write(folder: &Path) -> Fallible<()> {
         folder.join("checkpoints/self_forcing_dmd.pt"),
         Some("generator_ema"),
         "model.",
-        transformer(),
+        transformer(sizes),
     )?;
-    file(wan.join("models_t5_umt5-xxl-enc-bf16.pth"), None, "", text_encoder())?;
-    file(wan.join("Wan2.1_VAE.pth"), None, "", autoencoder())?;
-    file(wan.join("taew2_1.pth"), None, "", preview())?;
+    file(
+        wan.join("models_t5_umt5-xxl-enc-bf16.pth"),
+        None,
+        "",
+        text_encoder(sizes),
+    )?;
+    file(wan.join("Wan2.1_VAE.pth"), None, "", autoencoder(sizes.base))?;
+    file(wan.join("taew2_1.pth"), None, "", preview(sizes.preview))?;
     let path = wan.join("google/umt5-xxl/tokenizer.json");
     std::fs::write(&path, serde_json::to_vec_pretty(&tokenizer())?)?;
     println!("{}", path.display());
     Ok(())
+}
+
+/// Writes the same numbers as a folder of diffusers: safetensors by other names, the larger ones in two shards.
+pub fn write_diffusers(folder: &Path) -> Fallible<()> {
+    let mut random = RandomWeights::new(1, DType::F32, &Device::Cpu)?;
+    for (inside, stem, shards, named, renamed) in [
+        (
+            "transformer",
+            "diffusion_pytorch_model",
+            2,
+            transformer(&TINY),
+            transformer_name as fn(&str) -> String,
+        ),
+        ("text_encoder", "model", 2, text_encoder(&TINY), text_name),
+        (
+            "vae",
+            "diffusion_pytorch_model",
+            1,
+            autoencoder(TINY.base),
+            picture_name,
+        ),
+    ] {
+        let inside = folder.join(inside);
+        std::fs::create_dir_all(&inside)?;
+        let tensors = named.iter().map(|(name, shape)| {
+            let tensor = numbers(&mut random, name, shape)?.to_dtype(DType::BF16)?;
+            Ok((renamed(name), tensor))
+        });
+        let tensors = tensors.collect::<Fallible<Vec<_>>>()?;
+        for (number, part) in tensors.chunks(tensors.len().div_ceil(shards)).enumerate() {
+            let name = match shards {
+                1 => format!("{stem}.safetensors"),
+                _ => format!("{stem}-{:05}-of-{shards:05}.safetensors", number + 1),
+            };
+            safetensors::serialize_to_file(part.to_vec(), None, &inside.join(name))?;
+        }
+        println!("{}", inside.display());
+    }
+    std::fs::create_dir_all(folder.join("tokenizer"))?;
+    let path = folder.join("tokenizer/tokenizer.json");
+    std::fs::write(&path, serde_json::to_vec_pretty(&tokenizer())?)?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// Every one of these parts of a name by the other.
+fn replaced(name: &str, pairs: &[(&str, &str)]) -> String {
+    pairs
+        .iter()
+        .fold(name.to_string(), |name, (from, to)| name.replace(from, to))
+}
+
+fn transformer_name(name: &str) -> String {
+    let name = replaced(
+        name,
+        &[
+            ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+            ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+            ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+            ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+            ("time_projection.1", "condition_embedder.time_proj"),
+            ("head.head", "proj_out"),
+            ("head.modulation", "scale_shift_table"),
+            ("modulation", "scale_shift_table"),
+            ("self_attn", "attn1"),
+            ("cross_attn", "attn2"),
+            ("norm3", "norm2"),
+            ("ffn.0", "ffn.net.0.proj"),
+            ("ffn.2", "ffn.net.2"),
+        ],
+    );
+    replaced(
+        &name,
+        &[
+            (".q.", ".to_q."),
+            (".k.", ".to_k."),
+            (".v.", ".to_v."),
+            (".o.", ".to_out.0."),
+        ],
+    )
+}
+
+fn text_name(name: &str) -> String {
+    match name {
+        "token_embedding.weight" => "shared.weight".into(),
+        "norm.weight" => "encoder.final_layer_norm.weight".into(),
+        _ => replaced(
+            name,
+            &[
+                ("blocks.", "encoder.block."),
+                ("norm1", "layer.0.layer_norm"),
+                (
+                    "pos_embedding.embedding",
+                    "layer.0.SelfAttention.relative_attention_bias",
+                ),
+                (".attn.", ".layer.0.SelfAttention."),
+                ("norm2", "layer.1.layer_norm"),
+                ("ffn.gate.0", "layer.1.DenseReluDense.wi_0"),
+                ("ffn.fc1", "layer.1.DenseReluDense.wi_1"),
+                ("ffn.fc2", "layer.1.DenseReluDense.wo"),
+            ],
+        ),
+    }
+}
+
+fn picture_name(name: &str) -> String {
+    let mut name = replaced(
+        name,
+        &[
+            ("residual.0.", "norm1."),
+            ("residual.2.", "conv1."),
+            ("residual.3.", "norm2."),
+            ("residual.6.", "conv2."),
+            ("shortcut", "conv_shortcut"),
+            ("middle.0", "mid_block.resnets.0"),
+            ("middle.1", "mid_block.attentions.0"),
+            ("middle.2", "mid_block.resnets.1"),
+            ("head.0", "norm_out"),
+            ("head.2", "conv_out"),
+            ("downsamples", "down_blocks"),
+        ],
+    );
+    for (number, at) in (0..15).map(|n| (n, n / 4)).rev() {
+        let of = match number % 4 {
+            3 => format!("up_blocks.{at}.upsamplers.0."),
+            place => format!("up_blocks.{at}.resnets.{place}."),
+        };
+        name = name.replace(&format!("upsamples.{number}."), &of);
+    }
+    for (from, to) in [
+        ("encoder.conv1.", "encoder.conv_in."),
+        ("decoder.conv1.", "decoder.conv_in."),
+        ("conv1.", "quant_conv."),
+        ("conv2.", "post_quant_conv."),
+    ] {
+        if let Some(rest) = name.strip_prefix(from) {
+            return format!("{to}{rest}");
+        }
+    }
+    name
 }
 
 /// Weights that keep the size of what goes through them; gains of norms are 1, and what is added is 0.
@@ -84,54 +265,63 @@ fn linear(named: &mut Named, name: &str, from: usize, to: usize) {
     named.push((format!("{name}.bias"), vec![to]));
 }
 
-fn transformer() -> Named {
+fn transformer(sizes: &Sizes) -> Named {
+    let &Sizes {
+        width,
+        layers,
+        ffn,
+        frequencies,
+        text,
+        ..
+    } = sizes;
     let mut named: Named = vec![
-        ("patch_embedding.weight".into(), vec![WIDTH, LATENT, 1, 2, 2]),
-        ("patch_embedding.bias".into(), vec![WIDTH]),
-        ("head.modulation".into(), vec![1, 2, WIDTH]),
+        ("patch_embedding.weight".into(), vec![width, LATENT, 1, 2, 2]),
+        ("patch_embedding.bias".into(), vec![width]),
+        ("head.modulation".into(), vec![1, 2, width]),
     ];
-    linear(&mut named, "text_embedding.0", TEXT, WIDTH);
-    linear(&mut named, "text_embedding.2", WIDTH, WIDTH);
-    linear(&mut named, "time_embedding.0", FREQUENCIES, WIDTH);
-    linear(&mut named, "time_embedding.2", WIDTH, WIDTH);
-    linear(&mut named, "time_projection.1", WIDTH, 6 * WIDTH);
-    linear(&mut named, "head.head", WIDTH, 4 * LATENT);
-    for block in (0..LAYERS).map(|n| format!("blocks.{n}")) {
-        named.push((format!("{block}.modulation"), vec![1, 6, WIDTH]));
+    linear(&mut named, "text_embedding.0", text, width);
+    linear(&mut named, "text_embedding.2", width, width);
+    linear(&mut named, "time_embedding.0", frequencies, width);
+    linear(&mut named, "time_embedding.2", width, width);
+    linear(&mut named, "time_projection.1", width, 6 * width);
+    linear(&mut named, "head.head", width, 4 * LATENT);
+    for block in (0..layers).map(|n| format!("blocks.{n}")) {
+        named.push((format!("{block}.modulation"), vec![1, 6, width]));
         for attention in ["self_attn", "cross_attn"] {
             for part in ["q", "k", "v", "o"] {
-                linear(&mut named, &format!("{block}.{attention}.{part}"), WIDTH, WIDTH);
+                linear(&mut named, &format!("{block}.{attention}.{part}"), width, width);
             }
             for norm in ["norm_q", "norm_k"] {
-                named.push((format!("{block}.{attention}.{norm}.weight"), vec![WIDTH]));
+                named.push((format!("{block}.{attention}.{norm}.weight"), vec![width]));
             }
         }
-        named.push((format!("{block}.norm3.weight"), vec![WIDTH]));
-        named.push((format!("{block}.norm3.bias"), vec![WIDTH]));
-        linear(&mut named, &format!("{block}.ffn.0"), WIDTH, FFN);
-        linear(&mut named, &format!("{block}.ffn.2"), FFN, WIDTH);
+        named.push((format!("{block}.norm3.weight"), vec![width]));
+        named.push((format!("{block}.norm3.bias"), vec![width]));
+        linear(&mut named, &format!("{block}.ffn.0"), width, ffn);
+        linear(&mut named, &format!("{block}.ffn.2"), ffn, width);
     }
     named
 }
 
-fn text_encoder() -> Named {
+fn text_encoder(sizes: &Sizes) -> Named {
+    let text = sizes.text;
     let (heads, inner, hidden) = (4, 32, 64);
     let mut named: Named = vec![
-        ("token_embedding.weight".into(), vec![VOCABULARY, TEXT]),
-        ("norm.weight".into(), vec![TEXT]),
+        ("token_embedding.weight".into(), vec![VOCABULARY, text]),
+        ("norm.weight".into(), vec![text]),
     ];
     for block in (0..2).map(|n| format!("blocks.{n}")) {
         for (part, shape) in [
-            ("norm1", vec![TEXT]),
-            ("attn.q", vec![inner, TEXT]),
-            ("attn.k", vec![inner, TEXT]),
-            ("attn.v", vec![inner, TEXT]),
-            ("attn.o", vec![TEXT, inner]),
+            ("norm1", vec![text]),
+            ("attn.q", vec![inner, text]),
+            ("attn.k", vec![inner, text]),
+            ("attn.v", vec![inner, text]),
+            ("attn.o", vec![text, inner]),
             ("pos_embedding.embedding", vec![32, heads]),
-            ("norm2", vec![TEXT]),
-            ("ffn.gate.0", vec![hidden, TEXT]),
-            ("ffn.fc1", vec![hidden, TEXT]),
-            ("ffn.fc2", vec![TEXT, hidden]),
+            ("norm2", vec![text]),
+            ("ffn.gate.0", vec![hidden, text]),
+            ("ffn.fc1", vec![hidden, text]),
+            ("ffn.fc2", vec![text, hidden]),
         ] {
             named.push((format!("{block}.{part}.weight"), shape));
         }
@@ -162,18 +352,17 @@ fn middle(named: &mut Named, name: &str, channels: usize) {
     residual(named, &format!("{name}.2"), channels, channels);
 }
 
-/// Wan2.1's with a base of 4 channels in place of 96.
-fn autoencoder() -> Named {
-    const BASE: usize = 4;
-    let (two, four) = (2 * BASE, 4 * BASE);
+/// Wan2.1's, whose base is 96 channels.
+fn autoencoder(base: usize) -> Named {
+    let (two, four) = (2 * base, 4 * base);
     let mut named = Named::new();
     let all = &mut named;
-    conv(all, "encoder.conv1", 3, BASE, &[3, 3, 3]);
+    conv(all, "encoder.conv1", 3, base, &[3, 3, 3]);
     let down = "encoder.downsamples";
     for (number, from, to) in [
-        (0, BASE, BASE),
-        (1, BASE, BASE),
-        (3, BASE, two),
+        (0, base, base),
+        (1, base, base),
+        (3, base, two),
         (4, two, two),
         (6, two, four),
         (7, four, four),
@@ -182,7 +371,7 @@ fn autoencoder() -> Named {
     ] {
         residual(all, &format!("{down}.{number}"), from, to);
     }
-    for (number, channels, time) in [(2, BASE, false), (5, two, true), (8, four, true)] {
+    for (number, channels, time) in [(2, base, false), (5, two, true), (8, four, true)] {
         conv(all, &format!("{down}.{number}.resample.1"), channels, channels, &[3, 3]);
         if time {
             conv(
@@ -212,26 +401,25 @@ fn autoencoder() -> Named {
         (8, two, two),
         (9, two, two),
         (10, two, two),
-        (12, BASE, BASE),
-        (13, BASE, BASE),
-        (14, BASE, BASE),
+        (12, base, base),
+        (13, base, base),
+        (14, base, base),
     ] {
         residual(all, &format!("{up}.{number}"), from, to);
     }
-    for (number, from, to, time) in [(3, four, two, true), (7, four, two, true), (11, two, BASE, false)] {
+    for (number, from, to, time) in [(3, four, two, true), (7, four, two, true), (11, two, base, false)] {
         conv(all, &format!("{up}.{number}.resample.1"), from, to, &[3, 3]);
         if time {
             conv(all, &format!("{up}.{number}.time_conv"), from, 2 * from, &[3, 1, 1]);
         }
     }
-    all.push(("decoder.head.0.gamma".into(), vec![BASE, 1, 1, 1]));
-    conv(all, "decoder.head.2", BASE, 3, &[3, 3, 3]);
+    all.push(("decoder.head.0.gamma".into(), vec![base, 1, 1, 1]));
+    conv(all, "decoder.head.2", base, 3, &[3, 3, 3]);
     named
 }
 
-/// TAEHV's decoder with few channels.
-fn preview() -> Named {
-    let channels = [10, 6, 4, 4];
+/// TAEHV's decoder.
+fn preview(channels: [usize; 4]) -> Named {
     let mut named = Named::new();
     conv(&mut named, "decoder.1", LATENT, channels[0], &[3, 3]);
     for (stage, frames) in [1, 2, 2].into_iter().enumerate() {
@@ -287,28 +475,22 @@ fn tokenizer() -> serde_json::Value {
 
 /// A file of `torch.save`: a zip with a pickle and the storages that it names, bf16. Tensors lie in a dictionary of this name,
 /// or at the top.
-fn save(path: &Path, set: Option<&str>, tensors: Vec<(String, Tensor)>) -> Fallible<()> {
+fn save(path: &Path, set: Option<&str>, tensors: impl Iterator<Item = Fallible<(String, Tensor)>>) -> Fallible<()> {
     let mut zip = ZipWriter::new(std::fs::File::create(path)?);
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     let mut dictionary = vec![b'}'];
-    let mut storages = HashMap::new();
-    for (number, (name, tensor)) in tensors.into_iter().enumerate() {
+    for (number, named) in tensors.enumerate() {
+        let (name, tensor) = named?;
         dictionary.extend([text(&name), rebuilt(number, tensor.dims()), b"s".to_vec()].concat());
         let numbers = tensor.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<half::bf16>()?;
-        storages.insert(
-            number,
-            numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>(),
-        );
+        zip.start_file(format!("archive/data/{number}"), stored)?;
+        zip.write_all(&numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>())?;
     }
     if let Some(set) = set {
         dictionary = [&b"}"[..], &text(set), &dictionary, b"s"].concat();
     }
     zip.start_file("archive/data.pkl", stored)?;
     zip.write_all(&[&b"\x80\x02"[..], &dictionary, b"."].concat())?;
-    for number in 0..storages.len() {
-        zip.start_file(format!("archive/data/{number}"), stored)?;
-        zip.write_all(&storages[&number])?;
-    }
     zip.finish()?;
     Ok(())
 }

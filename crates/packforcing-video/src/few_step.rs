@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use candle_core::{DType, Tensor};
-use packforcing::cache::{Compression, PackConfig, PackedKvCache, Policy, Selection};
+use packforcing::cache::{CacheBytes, Compression, PackConfig, PackedKvCache, Policy, Selection};
 use packforcing::ops::denoise_step::{Coefficients, Noise};
 use packforcing::schedule::Schedule;
 use packforcing::{Blocks, Frames, Grid};
@@ -45,7 +45,7 @@ pub struct FewStepConfig {
     pub memory: Memory,
     /// Rows and columns of the latent, an eighth of the picture's.
     pub size: [usize; 2],
-    /// Old blocks that are kept to select from; the oldest leaves first.
+    /// Old blocks that are kept to select from, no less than are selected; the oldest leaves first.
     pub archive: usize,
     /// Decides all noise.
     pub seed: u64,
@@ -57,16 +57,73 @@ impl FewStepConfig {
     /// # Errors
     ///
     /// Sizes that the model does not take.
-    pub fn cache_bytes(&self, model: &Config, dtype: DType) -> Result<usize> {
+    pub fn cache_bytes(&self, model: &Config, dtype: DType) -> Result<CacheBytes> {
         let [rows, cols] = self.size;
         let grid = model.tokens([self.recipe.block_frames(), rows, cols])?;
         Ok(match pack_config(model, dtype, self, grid)? {
-            Some(packed) => packed.bytes().total(),
+            Some(packed) => packed.bytes(),
             None => {
                 let kept = self.recipe.cache_frames().saturating_sub(self.recipe.block_frames());
-                2 * model.layers * model.width() * kept * grid.rows * grid.cols * dtype.size_in_bytes()
+                CacheBytes {
+                    whole: 2 * model.layers * model.width() * kept * grid.rows * grid.cols * dtype.size_in_bytes(),
+                    current: 0,
+                    archive: 0,
+                    tables: 0,
+                }
             }
         })
+    }
+
+    /// The same with as large an archive as these bytes allow for the whole history, for a video of so many blocks: never less
+    /// than what is selected of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`FewStepConfig::cache_bytes`].
+    pub fn with_largest_archive(
+        &self,
+        model: &Config,
+        dtype: DType,
+        bytes: usize,
+        blocks: usize,
+    ) -> Result<FewStepConfig> {
+        let with = |archive: usize| FewStepConfig {
+            archive,
+            ..self.clone()
+        };
+        // Of the first to fail: more blocks never take less.
+        let (mut fits, mut fails) = (0, blocks + 1);
+        while fits + 1 < fails {
+            let middle = fits + (fails - fits) / 2;
+            match with(middle).cache_bytes(model, dtype)?.total() <= bytes {
+                true => fits = middle,
+                false => fails = middle,
+            }
+        }
+        Ok(with(fits))
+    }
+
+    /// Bytes that a block is made with besides weights and history, about: what a layer works with at its most.
+    ///
+    /// # Errors
+    ///
+    /// Sizes that the model does not take.
+    pub fn work_bytes(&self, model: &Config, dtype: DType) -> Result<usize> {
+        let [rows, cols] = self.size;
+        let grid = model.tokens([self.recipe.block_frames(), rows, cols])?;
+        let (tokens, size) = (grid.tokens().0, dtype.size_in_bytes());
+        let (width, heads) = (model.width(), model.heads);
+        // Streams of the layer in its own dtype and in f32, the feed-forward network twice, logits of the prompt and their
+        // exponentials.
+        let layer = tokens * (width * (6 * size + 4 * 4) + 2 * model.ffn_dim * size);
+        let strips = |keys: usize| 2 * 4 * (tokens * heads * keys).min(crate::fused::LOGITS);
+        let seen = match self.memory {
+            Memory::Whole | Memory::Mean => 0,
+            Memory::Window | Memory::SinkWindow => self.recipe.cache_frames() * grid.rows * grid.cols,
+        };
+        // Keys and values of the history and the block side by side, by tokens and by heads, keys in f32.
+        let joined = seen * width * (4 * size + 4);
+        Ok(layer + joined + strips(seen.max(model.context_len)))
     }
 
     /// Frames from the beginning that a window keeps.

@@ -48,6 +48,7 @@ struct Preset {
     block_frames: usize,
     cache_frames: usize,
     sink_frames: usize,
+    placed_frames: usize,
 }
 
 const FOUR: &[f64] = &[1000.0, 750.0, 500.0, 250.0];
@@ -61,6 +62,7 @@ const SELF_FORCING: Preset = Preset {
     block_frames: 3,
     cache_frames: 21,
     sink_frames: 0,
+    placed_frames: 21,
 };
 
 impl Recipe {
@@ -110,6 +112,7 @@ impl Recipe {
                 name: "longlive",
                 cache_frames: 12,
                 sink_frames: 3,
+                placed_frames: 960,
                 ..SELF_FORCING
             },
             Recipe::RollingForcing => Preset {
@@ -167,6 +170,12 @@ impl Recipe {
     /// Of those, frames from the beginning of the video that stay for good.
     pub fn sink_frames(self) -> usize {
         self.preset().sink_frames
+    }
+
+    /// Frames from the beginning of a video at whose places the weights were trained: five seconds of latents, and for LongLive
+    /// the four minutes that its authors tell of.
+    pub fn placed_frames(self) -> usize {
+        self.preset().placed_frames
     }
 
     /// Whose weights a file holds, by its path, the set of weights in it that was taken, and whether an adapter goes with

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
-use packforcing::Grid;
 use packforcing::schedule::Schedule;
+use packforcing::{Grid, Rope3d};
 use packforcing_video::few_step::{FewStep, FewStepConfig, GivenNoise, Memory};
 use packforcing_video::picture::{Taehv, Tiles, Vae};
 use packforcing_video::{
-    Config, Context, Error, FileWeights, FullHistory, Lora, Model, Prediction, PromptTokenizer, Recipe, Result,
-    TextEncoder, Weights, WeightsFault, clean_prompt,
+    Config, Context, Error, FileWeights, FullHistory, Lora, Model, Prediction, PromptTokenizer, RandomWeights, Recipe,
+    Result, SelfAttention, TextEncoder, Weights, WeightsFault, clean_prompt,
 };
 
 fn folder() -> PathBuf {
@@ -334,13 +334,13 @@ fn published_sizes() {
             .and_then(|x| x.broadcast_as(shape))
             .expect("a view")
     };
-    let file = |channels: usize, more: Option<&str>| {
+    let file = |width: usize, channels: usize, more: Option<&str>| {
         let mut tensors = vec![
-            ("patch_embedding.weight", zeros(&[8, channels, 1, 2, 2])),
-            ("time_embedding.0.weight", zeros(&[8, 256])),
-            ("text_embedding.0.weight", zeros(&[8, 4096])),
-            ("blocks.0.self_attn.q.weight", zeros(&[8, 8])),
-            ("blocks.0.ffn.0.weight", zeros(&[24, 8])),
+            ("patch_embedding.weight", zeros(&[width, channels, 1, 2, 2])),
+            ("time_embedding.0.weight", zeros(&[width, 256])),
+            ("text_embedding.0.weight", zeros(&[width, 4096])),
+            ("blocks.0.self_attn.q.weight", zeros(&[width, width])),
+            ("blocks.0.ffn.0.weight", zeros(&[24, width])),
         ];
         tensors.extend(more.map(|name| (name, zeros(&[8, 8]))));
         let whole = tensors
@@ -349,13 +349,19 @@ fn published_sizes() {
         let bytes = safetensors::serialize(whole, None).expect("a file");
         FileWeights::from_bytes("a file", &bytes, DType::F32, &Device::Cpu).and_then(|weights| weights.config())
     };
-    assert_eq!(file(16, None).map(|c| (c.layers, c.ffn_dim)).ok(), Some((1, 24)));
+    assert_eq!(file(8, 16, None).map(|c| (c.layers, c.ffn_dim)).ok(), Some((1, 24)));
+    // Wan2.1's 14B is 5120 wide.
+    assert_eq!(
+        file(5120, 16, None).map(|c| (c.heads, c.head_dim)).ok(),
+        Some((40, 128))
+    );
     for (channels, more, told) in [
         (36, None, "image-to-video (36 channels go in)"),
         (16, Some("img_emb.proj.1.weight"), "image-to-video"),
+        (16, Some("far_patch_embedding.weight"), "AnyFlow-FAR"),
         (48, None, "Wan2.2's 5B and LongLive 2.0"),
     ] {
-        let said = refused(file(channels, more));
+        let said = refused(file(8, channels, more));
         assert!(said.contains(told), "{said}");
     }
 }
@@ -568,8 +574,8 @@ fn golden_autoencoder() {
         assert!(off < 5e-5, "{pieces:?}: {off:e}");
         let whole = whole.get_or_insert_with(|| made.clone());
         assert!(apart(whole, &made) < 1e-5, "{pieces:?}");
-        let [_, kept] = Vae::bytes(&[folder().join("vae_tiny.pth")], [6, 10], DType::F32).expect("a plan");
-        assert_eq!(decoder.bytes(), kept);
+        let plan = Vae::bytes(&[folder().join("vae_tiny.pth")], [6, 10], DType::F32).expect("a plan");
+        assert_eq!(decoder.bytes(), plan.kept);
     }
     // In tiles: the first and the last frame, every fifth row and column.
     let tiled = vae
@@ -641,11 +647,163 @@ fn golden_preview() {
         let from_zero = ((made + 1.0).expect("numbers") / 2.0).expect("numbers");
         let off = apart(&fifth(&from_zero), &golden["video_sample"]);
         assert!(off < 5e-5, "{pieces:?}: {off:e}");
+        let plan = Taehv::bytes(&[folder().join("taehv_tiny.safetensors")], [6, 10], DType::F32).expect("a plan");
+        assert_eq!(decoder.bytes(), plan.kept);
     }
     let encoded = model.encode(&video()).expect("latents");
     let off = apart(&encoded, &golden["encoded"]);
     assert!(off < 5e-5, "{off:e}");
     assert!(model.encode(&video().narrow(2, 0, 20).expect("a part")).is_err());
+}
+
+/// What a block of the packed memories sees, in plain steps: keys and values of every block as the model gave them, turned anew
+/// for every pass to the places that they have among those in sight.
+struct Plain<'r> {
+    rope: &'r Rope3d,
+    memory: Memory,
+    /// Old blocks that are kept, all of which are selected.
+    archive: usize,
+    /// By layer and block: keys and values, `[tokens, heads, dim]`.
+    past: Vec<Vec<(Tensor, Tensor)>>,
+    now: Vec<(Tensor, Tensor)>,
+}
+
+impl Plain<'_> {
+    /// Turned to the places of a block's tokens, or of what it became, from a frame on.
+    fn turned(&self, k: &Tensor, first: f64, mean: bool) -> candle_core::Result<Tensor> {
+        let (tokens, heads, dim) = k.dims3()?;
+        let numbers = k.flatten_all()?.to_vec1::<f32>()?;
+        let turned = numbers.chunks(dim).enumerate().flat_map(|(i, head)| {
+            let token = i / heads;
+            let place = match mean {
+                // The middle of a block of 3 x 2 x 3.
+                true => [first + 1.0, 0.5, 1.0],
+                false => [first + (token / 6) as f64, (token / 3 % 2) as f64, (token % 3) as f64],
+            };
+            (0..dim).map(move |n| {
+                let pair = n / 2;
+                let angle = place[self.rope.axis(pair)] * self.rope.frequency(pair);
+                let (a, b) = (f64::from(head[2 * pair]), f64::from(head[2 * pair + 1]));
+                let turned = match n % 2 {
+                    0 => a * angle.cos() - b * angle.sin(),
+                    _ => a * angle.sin() + b * angle.cos(),
+                };
+                turned as f32
+            })
+        });
+        Tensor::from_iter(turned, &Device::Cpu)?.reshape((tokens, heads, dim))
+    }
+}
+
+impl SelfAttention for Plain<'_> {
+    fn attend(&mut self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
+        let [q, k, v] = [q.squeeze(0)?, k.squeeze(0)?, v.squeeze(0)?];
+        let (sink, recent) = (3, 1);
+        let past = self.past.get(layer).map_or(&[][..], |past| &past[..]);
+        let newest = past.len().saturating_sub(recent).max(sink.min(past.len()));
+        let old = newest.saturating_sub(self.archive).max(sink.min(past.len()));
+        let seen = (0..sink.min(past.len())).chain(old..newest).chain(newest..past.len());
+        let (mut keys, mut values, mut biases, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0.0);
+        for number in seen {
+            let (k, v) = &past[number];
+            let tokens = k.dim(0)?;
+            if self.memory == Memory::Mean && (old..newest).contains(&number) {
+                keys.push(self.turned(&k.mean_keepdim(0)?, first, true)?);
+                values.push(v.mean_keepdim(0)?);
+                biases.push((tokens as f32).ln());
+                first += 1.0;
+            } else {
+                keys.push(self.turned(k, first, false)?);
+                values.push(v.clone());
+                biases.extend(vec![0.0; tokens]);
+                first += 3.0;
+            }
+        }
+        keys.push(self.turned(&k, first, false)?);
+        values.push(v.clone());
+        biases.extend(vec![0.0; k.dim(0)?]);
+        let q = self.turned(&q, first, false)?.transpose(0, 1)?.contiguous()?;
+        let (keys, values) = (Tensor::cat(&keys, 0)?, Tensor::cat(&values, 0)?);
+        let scale = (q.dim(2)? as f64).sqrt().recip();
+        let logits = (q.matmul(&keys.permute((1, 2, 0))?.contiguous()?)? * scale)?;
+        let logits = logits.broadcast_add(&Tensor::new(biases, &Device::Cpu)?)?;
+        let most = logits.max_keepdim(2)?;
+        let shares = logits.broadcast_sub(&most)?.exp()?;
+        let shares = shares.broadcast_div(&shares.sum_keepdim(2)?)?;
+        self.now.push((k, v));
+        shares
+            .matmul(&values.transpose(0, 1)?.contiguous()?)?
+            .transpose(0, 1)?
+            .unsqueeze(0)
+    }
+}
+
+/// Twelve blocks, of which some have left: what is seen stands one behind the other, at places that the weights know.
+#[test]
+fn packed_memories_are_attention_at_packed_places() {
+    let golden = tensors("rollout_tiny.safetensors");
+    let model = model(open("self_forcing_tiny.pt").expect("weights"));
+    let words = golden["text0"].unsqueeze(0).expect("a batch");
+    let rope = config().rope().expect("a rope");
+    let blocks = 12;
+    let noise = |shape: &[usize], seed: u64| {
+        let mut random = RandomWeights::new(seed, DType::F32, &Device::Cpu).expect("noise");
+        random.normal(shape, 1.0).expect("noise")
+    };
+    let (start, fresh) = (noise(&[16, 3 * blocks, 4, 6], 1), noise(&[blocks, 3, 16, 3, 4, 6], 2));
+    // What is kept is what is selected: there is nothing to choose.
+    for (memory, archive) in [(Memory::Whole, 2), (Memory::Mean, 6)] {
+        let mut plain = Plain {
+            rope: &rope,
+            memory,
+            archive,
+            past: vec![Vec::new(); 2],
+            now: Vec::new(),
+        };
+        let told = FewStepConfig {
+            recipe: Recipe::SelfForcing,
+            memory,
+            size: [4, 6],
+            archive,
+            seed: 1,
+        };
+        let given = GivenNoise {
+            start: start.clone(),
+            fresh: fresh.clone(),
+        };
+        let mut video = FewStep::new(&model, &words, &told).expect("a video").with_noise(given);
+        let words = model.context(&words).expect("a context");
+        let schedule = Recipe::SelfForcing.schedule(true).expect("steps");
+        for block in 0..blocks {
+            let mut pass = |x: &Tensor, timestep: f64| {
+                plain.now.clear();
+                let timestep = Tensor::new(&[timestep as f32], &Device::Cpu).expect("a number");
+                model.velocity(x, &timestep, &words, &mut plain).expect("a velocity")
+            };
+            let mut x = start
+                .narrow(1, 3 * block, 3)
+                .and_then(|x| x.unsqueeze(0))
+                .expect("noise");
+            for (i, step) in schedule.steps().iter().enumerate() {
+                let v = pass(&x, step.timestep);
+                let clean = (&x - (v * step.sigma).expect("a step")).expect("a step");
+                x = match i + 1 < schedule.steps().len() {
+                    true => {
+                        let noise = fresh.get(block).and_then(|x| x.get(i)?.unsqueeze(0)).expect("noise");
+                        let both = (clean * (1.0 - step.sigma_next)).and_then(|x| x + (noise * step.sigma_next)?);
+                        both.expect("a step")
+                    }
+                    false => clean,
+                };
+            }
+            pass(&x, 0.0);
+            for (layer, kept) in plain.now.drain(..).enumerate() {
+                plain.past[layer].push(kept);
+            }
+            let off = apart(&video.next_block().expect("a block"), &x.squeeze(0).expect("one"));
+            assert!(off < 2e-4, "{memory:?}, block {block}: {off:e}");
+        }
+    }
 }
 
 /// While nothing has left, every kind of memory is all history, wherever positions are counted from.
@@ -688,6 +846,31 @@ fn golden_videos_of_every_memory() {
             "{memory:?}"
         );
         assert!(bytes > 0, "{memory:?}");
+
+        // Another prompt from the third block on; the same one changes nothing where nothing goes through once more.
+        let switched = |text: &str| {
+            let other = golden[text].unsqueeze(0).expect("a batch");
+            let mut video = FewStep::new(&model, &words, &config).expect("a video");
+            let made: Vec<Tensor> = (0..4)
+                .map(|block| {
+                    if block == 2 {
+                        video.switch_prompt(&other).expect("a prompt");
+                    }
+                    video.next_block().expect("a block")
+                })
+                .collect();
+            Tensor::cat(&made, 1).expect("a video")
+        };
+        let (same, other) = (switched("text0"), switched("text1"));
+        let part = |x: &Tensor, first: usize| x.narrow(1, first, 6).expect("two blocks");
+        assert_eq!(apart(&part(&other, 0), &part(&a, 0)), 0.0, "{memory:?}");
+        assert!(apart(&part(&other, 6), &part(&a, 6)) > 1e-3, "{memory:?}");
+        let packed = matches!(memory, Memory::Whole | Memory::Mean);
+        assert_eq!(
+            apart(&same, &a.narrow(1, 0, 12).expect("four")) == 0.0,
+            packed,
+            "{memory:?}"
+        );
     }
     let rolling = FewStepConfig {
         recipe: Recipe::RollingForcing,

@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 use candle_core::{DType, Device};
 use clap::Args;
-use packforcing_video::picture::Vae;
 use packforcing_video::{FileWeights, Lora, TextEncoder};
 
-use super::{Parts, SCALE, Shape};
+use super::plan::{self, Plan, Weights, gb};
+use super::{Parts, Shape};
 use crate::output::say;
 
 /// Options of `inspect`.
@@ -18,10 +18,15 @@ pub struct Options {
     parts: Parts,
     #[command(flatten)]
     shape: Shape,
+    /// Memory of the card that the plan is for, in GB
+    #[arg(long, value_name = "GB", default_value_t = 24.0, value_parser = card)]
+    card: f64,
 }
 
-/// The card that a plan is held against.
-const CARD_GB: f64 = 24.0;
+fn card(text: &str) -> Result<f64, String> {
+    let parsed = text.parse().ok().filter(|gb: &f64| (1.0..1e6).contains(gb));
+    parsed.ok_or_else(|| "gigabytes from 1 are expected, as 24".into())
+}
 
 /// What fetches what is missing.
 const BASE: &str = "huggingface-cli download Wan-AI/Wan2.1-T2V-1.3B --local-dir Wan2.1-T2V-1.3B";
@@ -42,8 +47,10 @@ pub fn run(options: &Options) -> Result<()> {
     listed("autoencoder", first(&files.vae).as_deref(), BASE);
     listed("preview", files.preview.as_deref(), PREVIEW);
 
-    let gb = |bytes: usize| bytes as f64 / 1e9;
-    let mut plan = Vec::new();
+    let pictures = plan::pictures(&options.shape, &files, dtype)?;
+    let [width, height] = options.shape.size;
+    let card = (options.card * 1e9) as usize;
+    let mut plan = None;
     if !files.transformer.is_empty() {
         let recipe = super::recipe(options.shape.recipe, &mut files, options.parts.lora.is_some());
         let weights = FileWeights::open(&files.transformer, "", dtype, &cpu)?;
@@ -61,7 +68,6 @@ pub fn run(options: &Options) -> Result<()> {
             let lora = Lora::open(lora, None)?;
             say!("adapter      {} layers of rank {}", lora.layers(), lora.rank());
         }
-        plan.push(("transformer", weights.numbers() * dtype.size_in_bytes()));
         match recipe {
             Ok(recipe) => {
                 let (frames, blocks) = options.shape.frames_and_blocks(recipe);
@@ -69,8 +75,17 @@ pub fn run(options: &Options) -> Result<()> {
                     "video        {frames} frames, {blocks} blocks of {} frames of latents",
                     recipe.block_frames()
                 );
-                let history = options.shape.few_step(recipe).cache_bytes(&config, dtype)?;
-                plan.push(("history with its archive", history));
+                let parts = Weights {
+                    config: &config,
+                    dtype,
+                    transformer: weights.numbers() * dtype.size_in_bytes(),
+                    pictures,
+                };
+                let made = Plan::new(&options.shape, recipe, options.shape.memory, &parts, card)?;
+                for warning in made.warnings(blocks) {
+                    say!("warning      {warning}");
+                }
+                plan = Some(made);
             }
             // The rest is still worth knowing.
             Err(unknown) => say!("recipe       {unknown:#}"),
@@ -83,18 +98,19 @@ pub fn run(options: &Options) -> Result<()> {
             encoder.width()
         );
     }
-    if !files.vae.is_empty() {
-        let [width, height] = options.shape.size;
-        let [weights, kept] = Vae::bytes(&files.vae, [height / SCALE, width / SCALE], dtype)?;
-        plan.push(("autoencoder", weights));
-        plan.push(("frames that it keeps", kept));
+    let Some(plan) = plan else {
+        return Ok(());
+    };
+    say!(
+        "\nmemory at {width} x {height}, bf16, about; {} old blocks to select from",
+        plan.few_step.archive
+    );
+    plan.tell();
+    let (all, card) = (gb(plan.total()), options.card);
+    let fits = if all <= card { "" } else { ": it does not fit" };
+    say!("  {:<22} {all:8.3} GB of {card:.0}{fits}", "together");
+    if let Err(told) = plan.fits((card * 1e9) as usize) {
+        say!("{told}");
     }
-    let [width, height] = options.shape.size;
-    say!("\nmemory at {width} x {height}, bf16; what layers work with is not counted");
-    for (what, bytes) in &plan {
-        say!("  {what:<26} {:8.3} GB", gb(*bytes));
-    }
-    let all: usize = plan.iter().map(|(_, bytes)| bytes).sum();
-    say!("  {:<26} {:8.3} GB of {CARD_GB:.0}", "together", gb(all));
     Ok(())
 }

@@ -260,6 +260,9 @@ impl Mp4Writer {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        // Ctrl-C is for this program alone: ffmpeg then comes to the end of what it is given, and ends the film.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command
             .spawn()
             .with_context(|| format!("running {}", program().display()))?;

@@ -6,12 +6,31 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 
 use super::{SoftmaxBack, numbers, softmax, takes};
 
+/// Logits that are there at once, at most; what has more is made in strips of queries. 256 MB.
+pub(crate) const LOGITS: usize = 1 << 26;
+
 /// `[batch, tokens, heads, dim]` over keys and values of the same layout; the mask is added to the logits.
 pub(crate) fn softmax_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    attention_in_strips(q, k, v, mask, LOGITS)
+}
+
+fn attention_in_strips(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, logits: usize) -> Result<Tensor> {
+    let (batch, tokens, heads, _) = q.dims4()?;
+    let of_query = batch * heads * k.dim(1)?;
+    let strip = (logits / of_query.max(1)).clamp(1, tokens.max(1));
     let [q, k] = [q.to_dtype(DType::F32)?, k.to_dtype(DType::F32)?];
-    let (q, k) = (by_heads(&scaled(&q)?)?, by_heads(&k)?);
-    let weights = weights(&q, &k, mask)?.to_dtype(v.dtype())?;
-    weights.matmul(&by_heads(v)?)?.transpose(1, 2)
+    let (q, k, v) = (by_heads(&scaled(&q)?)?, by_heads(&k)?, by_heads(v)?);
+    let part = |first: usize| {
+        let count = strip.min(tokens - first);
+        let mask = mask.map(|mask| mask.narrow(0, first, count)).transpose()?;
+        let weights = weights(&q.narrow(2, first, count)?.contiguous()?, &k, mask.as_ref())?;
+        weights.to_dtype(v.dtype())?.matmul(&v)
+    };
+    let out = match strip >= tokens {
+        true => part(0)?,
+        false => Tensor::cat(&(0..tokens).step_by(strip).map(part).collect::<Result<Vec<_>>>()?, 2)?,
+    };
+    out.transpose(1, 2)
 }
 
 /// Some queries and the keys that they see.
@@ -177,6 +196,24 @@ impl Parts {
 mod tests {
     use super::*;
     use crate::fused::tests::{hold, normal};
+
+    #[test]
+    fn strips_are_the_whole() {
+        let (q, k, v) = (
+            normal(1, &[2, 9, 3, 8]),
+            normal(2, &[2, 11, 3, 8]),
+            normal(3, &[2, 11, 3, 8]),
+        );
+        let mask = normal(4, &[9, 11]);
+        let [q, k, v, mask] = [&q, &k, &v, &mask].map(|x| x.as_tensor());
+        let whole = softmax_attention(q, k, v, Some(mask)).expect("attention");
+        // Strips of one, two, and four queries, the last of them shorter.
+        for logits in [1, 2 * 2 * 3 * 11, 4 * 2 * 3 * 11] {
+            let strips = attention_in_strips(q, k, v, Some(mask), logits).expect("attention");
+            let off = (&strips - &whole).and_then(|x| x.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>());
+            assert!(off.expect("a number") < 1e-6, "{logits}");
+        }
+    }
 
     #[test]
     fn sights_are_attention_over_what_they_see() {

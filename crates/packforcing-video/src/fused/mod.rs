@@ -10,7 +10,7 @@ mod loops;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Error, Layout, Result, Shape, Tensor};
 
-pub(crate) use attention::{Sight, sighted_attention, softmax_attention};
+pub(crate) use attention::{LOGITS, Sight, sighted_attention, softmax_attention};
 
 /// Whether the loops take a tensor.
 pub(crate) fn takes(x: &Tensor) -> bool {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, WeightsFault};
 use crate::weights::FileWeights;
 
 /// Numbers that a convolution is unfolded to at most: what is larger is made in strips of rows. 256 MB in f32.
-const UNFOLDED: usize = 1 << 26;
+pub(super) const UNFOLDED: usize = 1 << 26;
 
 /// A convolution over rows and columns and, causally, over time.
 #[derive(Debug, Clone)]
@@ -79,11 +79,26 @@ impl Conv {
         let all = Tensor::cat(&[&before, x], 0)?;
         // A copy: a view would keep all frames in memory.
         *past = Some(all.narrow(0, count, self.taps - 1)?.force_contiguous()?);
-        self.frames(&stacked(&all, self.taps, 1)?)
+        self.each(count, |i| Ok(stacked(&all.narrow(0, i, self.taps)?, self.taps, 1)?))
     }
 
     /// Over frames whose taps stand behind one another in their channels.
     pub fn frames(&self, x: &Tensor) -> Result<Tensor> {
+        self.each(x.dim(0)?, |i| Ok(x.narrow(0, i, 1)?))
+    }
+
+    /// Over frames of twice the rows and columns, each pixel four times.
+    pub fn doubled(&self, x: &Tensor) -> Result<Tensor> {
+        self.each(x.dim(0)?, |i| doubled(&x.narrow(0, i, 1)?))
+    }
+
+    /// Over so many frames, made one by one: what each is made of is gone before the next comes.
+    fn each(&self, count: usize, frame: impl Fn(usize) -> Result<Tensor>) -> Result<Tensor> {
+        let frames = (0..count).map(|i| self.frame(&frame(i)?)).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&frames, 0)?)
+    }
+
+    fn frame(&self, x: &Tensor) -> Result<Tensor> {
         let kernel = self.weight.dim(2)?;
         let x = match kernel {
             1 => x.clone(),
@@ -91,27 +106,21 @@ impl Conv {
                 .pad_with_zeros(2, self.before, kernel / 2)?
                 .pad_with_zeros(3, self.before, kernel / 2)?,
         };
-        let (count, channels, rows, cols) = x.dims4()?;
+        let (_, channels, rows, cols) = x.dims4()?;
         let out_rows = (rows - kernel) / self.stride + 1;
         let of_row = channels * kernel * kernel * (cols / self.stride);
         let strip = (UNFOLDED / of_row.max(1)).clamp(1, out_rows.max(1));
-        let mut frames = Vec::with_capacity(count);
-        for frame in 0..count {
-            let frame = x.narrow(0, frame, 1)?;
-            let mut strips = Vec::new();
-            for first in (0..out_rows).step_by(strip) {
-                let made = strip.min(out_rows - first);
-                let needed = (made - 1) * self.stride + kernel;
-                let rows = frame.narrow(2, first * self.stride, needed)?.contiguous()?;
-                strips.push(rows.conv2d(&self.weight, 0, self.stride, 1, 1)?);
-            }
-            frames.push(if strips.len() == 1 {
-                strips.swap_remove(0)
-            } else {
-                Tensor::cat(&strips, 2)?
-            });
+        let mut strips = Vec::new();
+        for first in (0..out_rows).step_by(strip) {
+            let made = strip.min(out_rows - first);
+            let needed = (made - 1) * self.stride + kernel;
+            let rows = x.narrow(2, first * self.stride, needed)?.contiguous()?;
+            strips.push(rows.conv2d(&self.weight, 0, self.stride, 1, 1)?);
         }
-        let out = Tensor::cat(&frames, 0)?;
+        let out = match &strips[..] {
+            [whole] => whole.clone(),
+            _ => Tensor::cat(&strips, 2)?,
+        };
         Ok(match &self.bias {
             Some(bias) => out.broadcast_add(bias)?,
             None => out,
@@ -148,6 +157,16 @@ impl Memory {
     /// From the first again.
     pub fn begin(&mut self) {
         self.at = 0;
+    }
+
+    /// Which one comes next.
+    pub fn mark(&self) -> usize {
+        self.at
+    }
+
+    /// From there again.
+    pub fn back_to(&mut self, mark: usize) {
+        self.at = mark;
     }
 
     pub fn next(&mut self) -> &mut Option<Tensor> {

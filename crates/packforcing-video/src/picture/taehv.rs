@@ -4,7 +4,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::conv::{Conv, Memory, doubled, stacked, taken};
+use super::PictureBytes;
+use super::conv::{Conv, Memory, missing, stacked, taken};
 use crate::error::{Error, Result};
 use crate::weights::FileWeights;
 
@@ -106,6 +107,30 @@ impl Taehv {
         })
     }
 
+    /// Bytes that decoding takes up in this dtype for latents of so many rows and columns, before anything is loaded.
+    ///
+    /// # Errors
+    ///
+    /// As [`Taehv::open`].
+    pub fn bytes<P: AsRef<Path>>(files: &[P], [rows, cols]: [usize; 2], dtype: DType) -> Result<PictureBytes> {
+        let weights = FileWeights::open(files, "", dtype, &Device::Cpu)?;
+        let channels = |begin: usize| -> Result<usize> {
+            let name = format!("decoder.{begin}.conv.0.weight");
+            let shape = weights.shape(&name);
+            shape.first().copied().ok_or_else(|| missing(&weights, name))
+        };
+        // Of every block the last frame, at a scale that doubles from stage to stage.
+        let (first, second, third) = (channels(3)?, channels(9)?, channels(15)?);
+        let kept = 3 * rows * cols * (first + 4 * second + 16 * third);
+        let size = dtype.size_in_bytes();
+        Ok(PictureBytes {
+            weights: weights.numbers() * size,
+            kept: kept * size,
+            // Four frames at all pixels, before and after a convolution.
+            work: 6 * 4 * 64 * rows * cols * third * size,
+        })
+    }
+
     /// Begins a video.
     pub fn decoder(&self) -> TaehvDecoder<'_> {
         TaehvDecoder {
@@ -169,9 +194,13 @@ impl TaehvDecoder<'_> {
     pub fn decode(&mut self, latents: &Tensor) -> Result<Tensor> {
         let model = self.model;
         let x = taken(latents, "latents", CHANNELS, model.dtype, &model.device)?;
-        self.memory.begin();
+        // One by one, so that no more is worked with than four frames take.
+        let frames = (0..x.dim(0)?).map(|i| {
+            self.memory.begin();
+            model.raw(&x.narrow(0, i, 1)?, &mut self.memory)
+        });
         // Of 0 to 1.
-        let frames = model.raw(&x, &mut self.memory)?.clamp(0f32, 1f32)?;
+        let frames = Tensor::cat(&frames.collect::<Result<Vec<_>>>()?, 0)?.clamp(0f32, 1f32)?;
         let drop = DROPPED - self.dropped;
         self.dropped += drop;
         let kept = frames.narrow(0, drop, frames.dim(0)? - drop)?;
@@ -193,8 +222,8 @@ impl Taehv {
             for block in &stage.blocks {
                 x = remembering(&x, block, memory.next())?;
             }
-            x = stage.more_frames(&doubled(&x)?)?;
-            x = stage.conv.frames(&x)?;
+            // Growing looks at single pixels: before they are doubled it is a quarter of the work.
+            x = stage.conv.doubled(&stage.more_frames(&x)?)?;
         }
         self.last.frames(&x.relu()?)
     }

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::conv::{Conv, Memory, doubled, missing, stacked, taken};
+use super::PictureBytes;
+use super::conv::{Conv, Memory, UNFOLDED, missing, stacked, taken};
 use crate::error::{Error, Result};
 use crate::fused::softmax_attention;
 use crate::weights::FileWeights;
@@ -44,6 +45,8 @@ pub struct Vae {
 struct Side {
     first: Conv,
     stages: Vec<Stage>,
+    /// Of them, those that take all frames at once; the others, at most pixels, take one by one.
+    joint: usize,
     norm: Tensor, // [1, channels, 1, 1]
     last: Conv,
 }
@@ -131,9 +134,12 @@ impl Vae {
             Ok(stages)
         };
         let side = |prefix: &str, whole: &str, middle_first: bool| -> Result<Side> {
+            let stages = stages(prefix, whole, middle_first)?;
+            let grows = |stage: &Stage| matches!(stage, Stage::Up { time: Some(_), .. });
             Ok(Side {
                 first: names.conv(&format!("{prefix}.conv1"))?,
-                stages: stages(prefix, whole, middle_first)?,
+                joint: stages.iter().rposition(grows).map_or(stages.len(), |last| last + 1),
+                stages,
                 norm: names.gamma(&format!("{prefix}.head.0.gamma"))?,
                 last: names.conv(&format!("{prefix}.head.2"))?,
             })
@@ -150,13 +156,12 @@ impl Vae {
         })
     }
 
-    /// Bytes that the weights will take up in this dtype, and those that a decoder keeps from call to call for latents of so
-    /// many rows and columns, before anything is loaded.
+    /// Bytes that decoding takes up in this dtype for latents of so many rows and columns, before anything is loaded.
     ///
     /// # Errors
     ///
     /// As [`Vae::open`].
-    pub fn bytes<P: AsRef<Path>>(files: &[P], [rows, cols]: [usize; 2], dtype: DType) -> Result<[usize; 2]> {
+    pub fn bytes<P: AsRef<Path>>(files: &[P], [rows, cols]: [usize; 2], dtype: DType) -> Result<PictureBytes> {
         let weights = FileWeights::open(files, "", dtype, &Device::Cpu)?;
         let names = Names {
             diffusers: weights.has("decoder.conv_in.weight"),
@@ -168,7 +173,11 @@ impl Vae {
             return Err(missing(&weights, here));
         };
         let size = dtype.size_in_bytes();
-        Ok([weights.numbers() * size, kept(base, rows, cols) * size])
+        Ok(PictureBytes {
+            weights: weights.numbers() * size,
+            kept: kept(base, rows, cols) * size,
+            work: work(base, rows, cols) * size,
+        })
     }
 
     /// Begins a video that is decoded.
@@ -212,9 +221,13 @@ impl VaeDecoder<'_> {
         let vae = self.vae;
         let z = taken(latents, "latents", CHANNELS, vae.dtype, &vae.device)?;
         let z = z.broadcast_mul(&vae.std)?.broadcast_add(&vae.mean)?;
-        self.memory.begin();
         let z = vae.unquantize.frames(&z)?;
-        vae.decoder.forward(&z, &mut self.memory)
+        // One by one, so that no more is worked with than four frames take.
+        let frames = (0..z.dim(0)?).map(|i| {
+            self.memory.begin();
+            vae.decoder.forward(&z.narrow(0, i, 1)?, &mut self.memory)
+        });
+        Ok(Tensor::cat(&frames.collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// Bytes that are kept from one call to the next.
@@ -255,6 +268,13 @@ impl VaeEncoder<'_> {
     }
 }
 
+/// Numbers that a decoder works with at most, about: where four frames of twice the base's channels, at a quarter of the
+/// pixels, become the last ones.
+fn work(base: usize, rows: usize, cols: usize) -> usize {
+    let frames = 4 * 16 * rows * cols * 2 * base;
+    6 * frames + UNFOLDED.min(9 * frames)
+}
+
 /// Numbers that a decoder keeps: of every convolution over time the last two frames that went in. `base` channels in its
 /// last stage.
 fn kept(base: usize, rows: usize, cols: usize) -> usize {
@@ -267,10 +287,22 @@ fn kept(base: usize, rows: usize, cols: usize) -> usize {
 impl Side {
     fn forward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
         let mut x = self.first.forward(x, memory.next())?;
-        for stage in &self.stages {
+        for stage in &self.stages[..self.joint] {
             x = stage.forward(&x, memory)?;
         }
-        self.last.forward(&normed(&x, &self.norm)?.silu()?, memory.next())
+        if self.joint == self.stages.len() {
+            return self.last.forward(&active(&x, &self.norm)?, memory.next());
+        }
+        let mark = memory.mark();
+        let frames = (0..x.dim(0)?).map(|i| {
+            memory.back_to(mark);
+            let mut x = x.narrow(0, i, 1)?;
+            for stage in &self.stages[self.joint..] {
+                x = stage.forward(&x, memory)?;
+            }
+            self.last.forward(&active(&x, &self.norm)?, memory.next())
+        });
+        Ok(Tensor::cat(&frames.collect::<Result<Vec<_>>>()?, 0)?)
     }
 }
 
@@ -293,8 +325,8 @@ impl Stage {
                     .reshape((frames, channels, rows, cols))?;
                 Ok((x + out.frames(&seen)?)?)
             }
-            Stage::Up { conv, time: None } => conv.frames(&doubled(x)?),
-            Stage::Up { conv, time: Some(time) } => conv.frames(&doubled(&more_frames(x, time, memory)?)?),
+            Stage::Up { conv, time: None } => conv.doubled(x),
+            Stage::Up { conv, time: Some(time) } => conv.doubled(&more_frames(x, time, memory)?),
             Stage::Down { conv, time: None } => conv.frames(x),
             Stage::Down { conv, time: Some(time) } => fewer_frames(&conv.frames(x)?, time, memory),
         }
@@ -340,14 +372,20 @@ fn fewer_frames(x: &Tensor, time: &Conv, memory: &mut Memory) -> Result<Tensor> 
 
 impl Residual {
     fn forward(&self, x: &Tensor, memory: &mut Memory) -> Result<Tensor> {
-        let y = self.convs[0].forward(&normed(x, &self.norms[0])?.silu()?, memory.next())?;
-        let y = self.convs[1].forward(&normed(&y, &self.norms[1])?.silu()?, memory.next())?;
+        let y = self.convs[0].forward(&active(x, &self.norms[0])?, memory.next())?;
+        let y = self.convs[1].forward(&active(&y, &self.norms[1])?, memory.next())?;
         let x = match &self.shortcut {
             Some(shortcut) => shortcut.frames(x)?,
             None => x.clone(),
         };
         Ok((x + y)?)
     }
+}
+
+/// What goes into a convolution: normed, then SiLU; frame by frame, for there are several of it in f32.
+fn active(x: &Tensor, gamma: &Tensor) -> Result<Tensor> {
+    let frames = (0..x.dim(0)?).map(|i| Ok(normed(&x.narrow(0, i, 1)?, gamma)?.silu()?));
+    Ok(Tensor::cat(&frames.collect::<Result<Vec<_>>>()?, 0)?)
 }
 
 /// Each place's channels at length `sqrt(channels)`, by `gamma`; in f32.
@@ -422,46 +460,40 @@ impl Names<'_> {
     }
 }
 
-/// The name that diffusers has for an original one.
+/// The name that diffusers has for an original one, of a tensor or of a part.
 fn diffusers_name(name: &str) -> String {
-    let (side, rest) = match name.split_once('.') {
-        Some((side @ ("encoder" | "decoder"), rest)) => (side, rest),
-        Some(("conv1", rest)) => return format!("quant_conv.{rest}"),
-        Some(("conv2", rest)) => return format!("post_quant_conv.{rest}"),
+    let parts: Vec<&str> = name.split('.').collect();
+    // What it begins with there, and how many parts here that stands for.
+    let inside = |of: &[&str]| match of {
+        ["residual", "0", ..] => (".norm1", 2),
+        ["residual", "2", ..] => (".conv1", 2),
+        ["residual", "3", ..] => (".norm2", 2),
+        ["residual", "6", ..] => (".conv2", 2),
+        ["shortcut", ..] => (".conv_shortcut", 1),
+        _ => ("", 0),
+    };
+    let (begins, stands) = match &parts[..] {
+        ["conv1", ..] => ("quant_conv".into(), 1),
+        ["conv2", ..] => ("post_quant_conv".into(), 1),
+        [side, "conv1", ..] => (format!("{side}.conv_in"), 2),
+        [side, "head", "0", ..] => (format!("{side}.norm_out"), 3),
+        [side, "head", "2", ..] => (format!("{side}.conv_out"), 3),
+        [side, "middle", "1", ..] => (format!("{side}.mid_block.attentions.0"), 3),
+        [side, whole @ ("middle" | "downsamples" | "upsamples"), number, of @ ..] => {
+            let at: usize = number.parse().unwrap_or(0);
+            let place = match *whole {
+                "middle" => format!("mid_block.resnets.{}", at / 2),
+                "downsamples" => format!("down_blocks.{at}"),
+                _ if at % 4 == 3 => format!("up_blocks.{}.upsamplers.0", at / 4),
+                _ => format!("up_blocks.{}.resnets.{}", at / 4, at % 4),
+            };
+            let (inside, stands) = inside(of);
+            (format!("{side}.{place}{inside}"), 3 + stands)
+        }
         _ => return name.into(),
     };
-    let parts: Vec<&str> = rest.split('.').collect();
-    let inside = |of: &[&str]| -> String {
-        let named = match of {
-            ["residual", "0", ..] => "norm1",
-            ["residual", "2", ..] => "conv1",
-            ["residual", "3", ..] => "norm2",
-            ["residual", "6", ..] => "conv2",
-            ["shortcut", ..] => return format!("conv_shortcut.{}", of[1..].join(".")),
-            _ => return of.join("."),
-        };
-        format!("{named}.{}", of[2..].join("."))
-    };
-    let rest = match &parts[..] {
-        ["conv1", of @ ..] => format!("conv_in.{}", of.join(".")),
-        ["head", "0", of @ ..] => format!("norm_out.{}", of.join(".")),
-        ["head", "2", of @ ..] => format!("conv_out.{}", of.join(".")),
-        ["middle", "1", of @ ..] => format!("mid_block.attentions.0.{}", of.join(".")),
-        ["middle", number, of @ ..] => {
-            let number = if *number == "0" { 0 } else { 1 };
-            format!("mid_block.resnets.{number}.{}", inside(of))
-        }
-        ["downsamples", number, of @ ..] => format!("down_blocks.{number}.{}", inside(of)),
-        ["upsamples", number, of @ ..] => {
-            let number: usize = number.parse().unwrap_or(0);
-            match number % 4 {
-                3 => format!("up_blocks.{}.upsamplers.0.{}", number / 4, of.join(".")),
-                place => format!("up_blocks.{}.resnets.{place}.{}", number / 4, inside(of)),
-            }
-        }
-        _ => rest.into(),
-    };
-    format!("{side}.{rest}")
+    let rest = parts[stands..].iter().map(|part| format!(".{part}"));
+    begins + &rest.collect::<String>()
 }
 
 #[cfg(test)]
@@ -504,6 +536,13 @@ mod tests {
                 "decoder.up_blocks.2.upsamplers.0.resample.1.bias",
             ),
             ("decoder.head.2.weight", "decoder.conv_out.weight"),
+            ("decoder.head.2", "decoder.conv_out"),
+            (
+                "decoder.middle.1.norm.gamma",
+                "decoder.mid_block.attentions.0.norm.gamma",
+            ),
+            ("encoder.downsamples.0.residual.2", "encoder.down_blocks.0.conv1"),
+            ("encoder.downsamples.2.resample.1", "encoder.down_blocks.2.resample.1"),
         ] {
             assert_eq!(diffusers_name(original), diffusers);
         }

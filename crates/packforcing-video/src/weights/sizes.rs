@@ -46,6 +46,12 @@ impl FileWeights {
                 "weights of image-to-video ({channels} channels go in): text-to-video has {CHANNELS}"
             )));
         }
+        if has("far_patch_embedding.") || has("delta_embedder.") {
+            return Err(refuse(
+                "weights of AnyFlow-FAR, which has a sampler of two times and a history of its own: they are not here"
+                    .into(),
+            ));
+        }
         if channels != CHANNELS {
             return Err(refuse(format!(
                 "weights for latents of {channels} channels, those of another autoencoder (Wan2.2's 5B and LongLive 2.0 have 48): \
