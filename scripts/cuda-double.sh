@@ -36,7 +36,8 @@ export NVCC PACKFORCING_KERNELS=require
 list=$target/cuda-double.jsonl
 # With the whole workspace selected, crates have the features that they have in `cargo test`, and are not built twice.
 cargo test --no-run "${packages[@]}" --lib --tests --message-format=json-render-diagnostics >"$list"
-cargo build --quiet "${packages[@]}" --features packforcing/cuda --lib
+# The library as it is linked; with the tests named too, what it stands on has the features that it was built with above.
+cargo build --quiet "${packages[@]}" --lib --tests
 
 # A folder of its own: cargo puts target/debug on the loader's path, where a libcuda.so would stand before a real one.
 folder=${build:-$target/cuda-double/$driver}

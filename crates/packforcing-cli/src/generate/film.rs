@@ -65,7 +65,7 @@ impl Made<'_> {
     }
 
     /// What will be made, and on a CPU how long it will take.
-    pub fn tell(&self, device: &Device, config: &Config) -> Result<()> {
+    pub fn tell(&self, device: &Device, config: &Config, plan: &Plan) -> Result<()> {
         let [width, height] = self.shape.size;
         let (wanted, blocks) = self.shape.frames_and_blocks(self.recipe);
         let latents = self.recipe.block_frames();
@@ -78,8 +78,9 @@ impl Made<'_> {
             let seen = grid.rows * grid.cols * self.recipe.cache_frames();
             let passes = self.recipe.schedule(false)?.steps().len() + 1;
             let all = multiply_adds(config, grid.tokens().0, seen) * (passes * blocks) as f64;
+            let all = all + plan.decoding * (blocks * latents) as f64;
             let about = time(Duration::from_secs_f64(all / rate()?));
-            say!("time      about {about} for the transformer alone, by a product that was timed");
+            say!("time      {about} or more, by a product that was timed");
         }
         Ok(())
     }

@@ -101,10 +101,7 @@ pub fn run(options: &Options) -> Result<()> {
     let Some(plan) = plan else {
         return Ok(());
     };
-    say!(
-        "\nmemory at {width} x {height}, bf16, about; {} old blocks to select from",
-        plan.few_step.archive
-    );
+    say!("\nmemory at {width} x {height}, bf16, about");
     plan.tell();
     let (all, card) = (gb(plan.total()), options.card);
     let fits = if all <= card { "" } else { ": it does not fit" };

@@ -343,7 +343,7 @@ pub fn run(options: &Options) -> Result<()> {
         shape: &options.shape,
         recipe,
     };
-    made.tell(&device, &config)?;
+    made.tell(&device, &config, &plans.0)?;
     made.film(&plans.0, &options.out, begun)?;
     if let (Some(memory), Some(plan)) = (options.compare, &plans.1) {
         let other = beside(&options.out, memory);

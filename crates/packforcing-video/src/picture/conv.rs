@@ -79,7 +79,7 @@ impl Conv {
         let all = Tensor::cat(&[&before, x], 0)?;
         // A copy: a view would keep all frames in memory.
         *past = Some(all.narrow(0, count, self.taps - 1)?.force_contiguous()?);
-        self.each(count, |i| Ok(stacked(&all.narrow(0, i, self.taps)?, self.taps, 1)?))
+        self.each(count, |i| stacked(&all.narrow(0, i, self.taps)?, self.taps, 1))
     }
 
     /// Over frames whose taps stand behind one another in their channels.
