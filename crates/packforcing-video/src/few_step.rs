@@ -103,7 +103,8 @@ impl FewStepConfig {
         Ok(with(fits))
     }
 
-    /// Bytes that a block is made with besides weights and history, about: what a layer works with at its most.
+    /// Bytes that a block is made with besides weights and history, about: what a layer works with at its most, and the keys
+    /// and values of the prompt.
     ///
     /// # Errors
     ///
@@ -123,7 +124,8 @@ impl FewStepConfig {
         };
         // Keys and values of the history and the block side by side, by tokens and by heads, keys in f32.
         let joined = seen * width * (4 * size + 4);
-        Ok(layer + joined + strips(seen.max(model.context_len)))
+        let prompt = 2 * model.layers * model.context_len * width * size;
+        Ok(layer + joined + prompt + strips(seen.max(model.context_len)))
     }
 
     /// Frames from the beginning that a window keeps.
@@ -388,5 +390,45 @@ impl Draw<'_> {
 
     fn ended(&self, argument: &'static str, error: candle_core::Error) -> Error {
         Error::argument(argument, format!("noise for block {}", self.block), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_as_large_as_memory_allows() {
+        let (model, dtype) = (Config::wan2_1_t2v_1_3b(), DType::BF16);
+        let config = FewStepConfig {
+            recipe: Recipe::SelfForcing,
+            memory: Memory::Whole,
+            size: [60, 104],
+            archive: 0,
+            seed: 0,
+        };
+        let bytes = |archive: usize| {
+            let with = FewStepConfig {
+                archive,
+                ..config.clone()
+            };
+            with.cache_bytes(&model, dtype).expect("sizes").total()
+        };
+        let largest = |bytes: usize| {
+            config
+                .with_largest_archive(&model, dtype, bytes, 40)
+                .expect("sizes")
+                .archive
+        };
+        for archive in [3, 12, 39] {
+            assert_eq!(largest(bytes(archive)), archive);
+            assert_eq!(largest(bytes(archive + 1) - 1), archive);
+        }
+        // A block is 4680 tokens of 30 layers, and some tables: 0.86 GB.
+        let block = 4680 * 30 * 2 * 1536 * 2;
+        assert!((block..block + block / 100).contains(&(bytes(13) - bytes(12))));
+        assert_eq!(largest(usize::MAX), 40);
+        // What is selected is always there.
+        assert!(largest(0) <= 2 && bytes(0) == bytes(2));
     }
 }
