@@ -66,7 +66,7 @@ pub fn film(path: &Path, fps: usize, (first, block): (usize, usize)) -> Result<J
         pixels: Some(PIXELS),
         unsaid_fps: Some(fps as f64),
     };
-    let mut film = Film::open(path, &wish)?;
+    let mut film = Film::open(path, &wish)?.endless();
     let (mut seen, mut last): (Vec<Seen>, Option<Image>) = (Vec::new(), None);
     while let Some(frame) = film.next()? {
         seen.push(look(&frame, last.as_ref()));

@@ -4,9 +4,12 @@
 #[expect(dead_code, reason = "an example has a main function")]
 mod tiny_model;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use candle_core::{DType, Device, Tensor};
 
 /// A folder with a model in it.
 struct Folder(PathBuf);
@@ -307,6 +310,32 @@ fn what_is_missing_or_wrong_is_told() {
     fs::write(&checkpoint, b"GGUF\x03\0\0\0").unwrap();
     folder.refuses(prompt, "GGUF");
     fs::write(&checkpoint, &whole).unwrap();
+
+    // What is wrong with a file is told before whose it might be, and before the prompt is encoded.
+    let nameless = folder.at("checkpoints/model.pt");
+    fs::rename(&checkpoint, &nameless).unwrap();
+    fs::write(&nameless, b"GGUF\x03\0\0\0").unwrap();
+    folder.refuses(prompt, "GGUF");
+    fs::remove_file(&nameless).unwrap();
+    fs::write(&checkpoint, &whole).unwrap();
+    folder.refuses(&with(&["--vae", "nowhere.pth"]), "No such file");
+    folder.refuses(&with(&["--vae", "checkpoints/self_forcing_dmd.pt"]), "is missing");
+    fs::write(folder.at("pointer"), b"version https://git-lfs.github.com/spec/v1\n").unwrap();
+    for option in ["--lora", "--tokenizer", "--text", "--vae"] {
+        folder.refuses(&with(&[option, "pointer"]), "git lfs pull");
+    }
+    fs::write(folder.at("empty"), b"").unwrap();
+    folder.refuses(&with(&["--text", "empty"]), "it is empty");
+    let noise = |start: &[usize], fresh: &[usize]| {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let tensors = HashMap::from([("start", zeros(start)), ("fresh", zeros(fresh))]);
+        candle_core::safetensors::save(&tensors, folder.at("noise.safetensors")).unwrap();
+    };
+    let noisy = with(&["--noise", "noise.safetensors", "--seconds", "0.5"]);
+    noise(&[16, 3, 8, 6], &[1, 3, 16, 3, 6, 8]);
+    folder.refuses(&noisy, "start: expected [16, 3 or more, 6, 8]");
+    noise(&[16, 3, 6, 8], &[1, 2, 16, 3, 6, 8]);
+    folder.refuses(&noisy, "fresh: expected [1 or more, 3 or more, 16, 3, 6, 8]");
 
     // Names that tell nothing, and two of them.
     let plain = folder.at("checkpoints/model.pt");

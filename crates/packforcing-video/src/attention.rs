@@ -285,14 +285,12 @@ impl FullHistory {
         } else {
             for (kept, now) in self.kept.iter_mut().zip(now) {
                 *kept = (Tensor::cat(&[&kept.0, &now.0], 1)?, Tensor::cat(&[&kept.1, &now.1], 1)?);
+                // At once, so that no more than one layer is longer than what stays.
+                trim(kept, self.window, self.grid)?;
             }
         }
-        if let Some((sink, newest)) = self.window {
-            let frame = self.grid.rows * self.grid.cols;
-            let (sink, newest) = (sink * frame, newest * frame);
-            for kept in &mut self.kept {
-                *kept = (ends(&kept.0, sink, newest)?, ends(&kept.1, sink, newest)?);
-            }
+        for kept in &mut self.kept {
+            trim(kept, self.window, self.grid)?;
         }
         self.blocks += usize::from(self.leaves == Leaves::Block);
         self.leaves = Leaves::Nothing;
@@ -368,6 +366,16 @@ impl SelfAttention for FullHistory {
             None => softmax_attention(&q, &k, v, None),
         }
     }
+}
+
+/// Leaves of a layer's keys and values what a window keeps.
+fn trim(kept: &mut (Tensor, Tensor), window: Option<(usize, usize)>, grid: Grid) -> Result<()> {
+    if let Some((sink, newest)) = window {
+        let frame = grid.rows * grid.cols;
+        let (sink, newest) = (sink * frame, newest * frame);
+        *kept = (ends(&kept.0, sink, newest)?, ends(&kept.1, sink, newest)?);
+    }
+    Ok(())
 }
 
 /// The first and the last tokens; all where they are no more than these.

@@ -104,14 +104,19 @@ impl FewStepConfig {
     }
 
     /// Bytes that a block is made with besides weights and history, about: what a layer works with at its most, and the keys
-    /// and values of the prompt.
+    /// and values of the prompt. `switches`: the prompt may change in mid video, where the newest frames go through once more.
     ///
     /// # Errors
     ///
     /// Sizes that the model does not take.
-    pub fn work_bytes(&self, model: &Config, dtype: DType) -> Result<usize> {
+    pub fn work_bytes(&self, model: &Config, dtype: DType, switches: bool) -> Result<usize> {
         let [rows, cols] = self.size;
-        let grid = model.tokens([self.recipe.block_frames(), rows, cols])?;
+        let absolute = matches!(self.memory, Memory::Window | Memory::SinkWindow);
+        let frames = match switches && absolute {
+            true => self.recipe.cache_frames(),
+            false => self.recipe.block_frames(),
+        };
+        let grid = model.tokens([frames, rows, cols])?;
         let (tokens, size) = (grid.tokens().0, dtype.size_in_bytes());
         let (width, heads) = (model.width(), model.heads);
         // Streams of the layer in its own dtype and in f32, the feed-forward network twice, logits of the prompt and their
@@ -124,8 +129,26 @@ impl FewStepConfig {
         };
         // Keys and values of the history and the block side by side, by tokens and by heads, keys in f32.
         let joined = seen * width * (4 * size + 4);
-        let prompt = 2 * model.layers * model.context_len * width * size;
-        Ok(layer + joined + prompt + strips(seen.max(model.context_len)))
+        let of_layers = |tokens: usize| 2 * model.layers * tokens * width * size;
+        // Of the old prompt and the new one, and of the frames' new keys beside the old ones.
+        let prompts = of_layers(model.context_len) * (1 + usize::from(switches));
+        let anew = if switches && absolute { of_layers(tokens) } else { 0 };
+        Ok(layer + joined + prompts + anew + strips(seen.max(model.context_len)))
+    }
+
+    /// Old blocks that there is room for: as many as were asked for, and no less than are selected of them.
+    pub fn archived(&self) -> usize {
+        self.archive.max(self.selected())
+    }
+
+    /// Old blocks that a block attends to.
+    fn selected(&self) -> usize {
+        match self.memory {
+            Memory::Whole => SELECTED.div_ceil(self.recipe.block_frames()),
+            // Each at a frame's place.
+            Memory::Mean => SELECTED,
+            Memory::Window | Memory::SinkWindow => 0,
+        }
     }
 
     /// Frames from the beginning that a window keeps.
@@ -144,6 +167,45 @@ pub struct GivenNoise {
     pub start: Tensor,
     /// What blocks are noised with between their steps, `[blocks, steps - 1, channels, frames of a block, rows, columns]`.
     pub fresh: Tensor,
+}
+
+impl GivenNoise {
+    /// Whether it is that of a video of so many blocks.
+    ///
+    /// # Errors
+    ///
+    /// Other shapes, fewer blocks, numbers that are not finite.
+    pub fn check(&self, model: &Config, config: &FewStepConfig, blocks: usize) -> Result<()> {
+        let (frames, [rows, cols]) = (config.recipe.block_frames(), config.size);
+        let refuse = |argument, expected: String, got: &Tensor| {
+            Err(Error::argument(argument, expected, format!("{:?}", got.dims())))
+        };
+        let start = matches!(self.start.dims(), &[c, f, r, w] if [c, r, w] == [model.channels, rows, cols] && f >= blocks * frames);
+        if !start {
+            let expected = format!("[{}, {} or more, {rows}, {cols}]", model.channels, blocks * frames);
+            return refuse("start", expected, &self.start);
+        }
+        let mut steps = 0;
+        for first in [true, false] {
+            steps = steps.max(config.recipe.schedule(first)?.steps().len() - 1);
+        }
+        let one = [model.channels, frames, rows, cols];
+        let fresh = matches!(self.fresh.dims(), &[b, s, ref rest @ ..] if b >= blocks && s >= steps && *rest == one);
+        if !fresh && steps > 0 {
+            let expected = format!(
+                "[{blocks} or more, {steps} or more, {}, {frames}, {rows}, {cols}]",
+                one[0]
+            );
+            return refuse("fresh", expected, &self.fresh);
+        }
+        for (argument, numbers) in [("start", &self.start), ("fresh", &self.fresh)] {
+            let zeros = (numbers.to_dtype(DType::F32)? * 0.0)?.sum_all()?.to_scalar::<f32>()?;
+            if zeros != 0.0 {
+                return Err(Error::argument(argument, "finite numbers", "others among them"));
+            }
+        }
+        Ok(())
+    }
 }
 
 enum Store {
@@ -304,11 +366,11 @@ impl<'m> FewStep<'m> {
 /// The packed cache of a kind of memory; none where positions stay those of the video.
 fn pack_config(model: &Config, dtype: DType, config: &FewStepConfig, grid: Grid) -> Result<Option<PackConfig>> {
     let blocks = |frames: usize| frames.div_ceil(grid.frames);
-    // Cells as long as a block at most; of what a mean remembers, every block stands for a frame.
+    // Cells as long as a block at most.
     let cell = [CELL[0].min(grid.frames), CELL[1], CELL[2]];
-    let (compression, selected, frames) = match config.memory {
-        Memory::Whole => (Compression::None, blocks(SELECTED), grid.frames),
-        Memory::Mean => (Compression::mean_pool(cell), SELECTED, 1),
+    let (compression, frames) = match config.memory {
+        Memory::Whole => (Compression::None, grid.frames),
+        Memory::Mean => (Compression::mean_pool(cell), 1),
         Memory::Window | Memory::SinkWindow => return Ok(None),
     };
     let ours = packforcing_candle::dtype(dtype);
@@ -320,8 +382,8 @@ fn pack_config(model: &Config, dtype: DType, config: &FewStepConfig, grid: Grid)
         .block(grid)
         .sink(Blocks(blocks(SINK)))
         .recent(Blocks(blocks(NEWEST)))
-        .selected(Blocks(selected))
-        .archive(Blocks(config.archive.max(selected)))
+        .selected(Blocks(config.selected()))
+        .archive(Blocks(config.archived()))
         .mid_frames(Frames(frames))
         .compression(compression)
         .selection(Selection::PerLayer)
@@ -354,12 +416,16 @@ impl Draw<'_> {
         let shape = (1, self.model.config().channels, frames, rows, cols);
         if let Some(given) = self.given {
             let part = given.start.narrow(1, self.block * frames, frames);
-            let part = part.and_then(|part| {
-                part.to_dtype(DType::F32)?
-                    .to_device(self.model.device())?
-                    .reshape(shape)
-            });
-            return part.map_err(|e| self.ended("start", e));
+            let part = part.and_then(|part| part.to_dtype(DType::F32)?.to_device(self.model.device())?.unsqueeze(0));
+            let part = part.map_err(|e| self.ended("start", e))?;
+            return match part.dims5()? == shape {
+                true => Ok(part.contiguous()?),
+                false => Err(Error::argument(
+                    "start",
+                    format!("{shape:?} of a block"),
+                    format!("{:?}", part.dims()),
+                )),
+            };
         }
         let zeros = Tensor::zeros(shape, DType::F32, self.model.device())?;
         let numbers = Coefficients::new(self.device, &[vec![vec![0.0], vec![1.0]]])?;
@@ -378,10 +444,14 @@ impl Draw<'_> {
             }
             Some(given) => {
                 let fresh = given.fresh.get(self.block).and_then(|block| {
-                    let fresh = block.get(number)?.to_dtype(DType::F32)?.to_device(x.device())?;
-                    fresh.reshape(x.shape())
+                    let fresh = block.get(number)?.to_dtype(DType::F32)?;
+                    fresh.to_device(x.device())?.unsqueeze(0)
                 });
                 let fresh = fresh.map_err(|e| self.ended("fresh", e))?;
+                if fresh.dims() != x.dims() {
+                    let expected = format!("{:?} of a block", x.dims());
+                    return Err(Error::argument("fresh", expected, format!("{:?}", fresh.dims())));
+                }
                 let clean = (x - (v * step.sigma)?)?;
                 Ok(((clean * (1.0 - step.sigma_next))? + (fresh * step.sigma_next)?)?)
             }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
 use crate::error::{Error, Result};
+use crate::weights::{begin_of, instead};
 
 /// The mark that every prompt ends with, in all of T5's vocabularies.
 const END: u32 = 1;
@@ -58,8 +59,18 @@ impl PromptTokenizer {
                 "a sentencepiece model: the tokenizer.json beside it holds the same, and is what is read".into(),
             ));
         }
+        let begin = begin_of(&path).map_err(refuse)?;
+        if !begin.trim_ascii_start().starts_with(b"{") {
+            let what = instead(&begin).unwrap_or("it is no JSON");
+            return Err(refuse(format!("not a tokenizer.json: {what}")));
+        }
         let bytes = std::fs::read(&path).map_err(|e| refuse(e.to_string()))?;
-        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| refuse(format!("not a tokenizer.json: {e}")))?;
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| refuse(format!("not a tokenizer.json: {e}")))?;
+        // Both are done here, and a file that asks for them would have them twice.
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
+            .map_err(|e| refuse(format!("its truncation cannot be left out: {e}")))?;
         Ok(PromptTokenizer { path, tokenizer })
     }
 

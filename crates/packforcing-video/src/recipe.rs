@@ -178,8 +178,7 @@ impl Recipe {
         self.preset().placed_frames
     }
 
-    /// Whose weights a file holds, by its path, the set of weights in it that was taken, and whether an adapter goes with
-    /// them; and by what that was told. Nothing where nothing tells it: plain Wan2.1 is not sampled in few steps.
+    /// Whose weights a file holds, by its path and whether an adapter goes with it; and by what that was told. Nothing where nothing tells it: plain Wan2.1 is not sampled in few steps.
     ///
     /// ```
     /// use packforcing_video::Recipe;
@@ -189,6 +188,21 @@ impl Recipe {
     /// assert_eq!(Recipe::guess("diffusion_pytorch_model.safetensors".as_ref(), false), None);
     /// ```
     pub fn guess(path: &std::path::Path, with_lora: bool) -> Option<(Recipe, String)> {
+        let own = path
+            .file_name()
+            .map(|name| name.to_string_lossy().to_lowercase())
+            .unwrap_or_default();
+        // Wan2.1 itself, wherever it lies, and stages of the families' training that are sampled in many steps.
+        let many = [
+            "diffusion_pytorch_model",
+            "ode_init",
+            "ar_diffusion",
+            "causal_ode",
+            "causal_cd",
+        ];
+        if many.iter().any(|name| own.starts_with(name)) {
+            return None;
+        }
         // The file's own name first, then those of the folders that it lies in.
         let parts = path.iter().rev().map(|part| part.to_string_lossy().into_owned());
         let told = parts.take(4).find_map(|part| {
@@ -263,6 +277,12 @@ mod tests {
             assert_eq!(guess.map(|(recipe, _)| recipe), Some(recipe), "{path}");
         }
         assert_eq!(Recipe::guess("model.pt".as_ref(), false), None);
+        for plain in [
+            "Self-Forcing/wan_models/diffusion_pytorch_model.safetensors",
+            "Self-Forcing/ode_init.pt",
+        ] {
+            assert_eq!(Recipe::guess(plain.as_ref(), true), None, "{plain}");
+        }
         let with = Recipe::guess("model.pt".as_ref(), true);
         assert_eq!(with, Some((Recipe::LongLive, "the adapter beside it".into())));
     }

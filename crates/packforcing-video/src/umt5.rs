@@ -66,9 +66,9 @@ impl TextEncoder {
                 "no UMT5 encoder: {inner} numbers of {heads} heads, {buckets} buckets"
             )));
         }
-        let layers = (0..)
-            .take_while(|layer| encoder.weights.has(&encoder.name(*layer, "q")))
-            .count();
+        let layers = encoder
+            .weights
+            .counted(if original { "blocks." } else { "encoder.block." });
         let parts = ["norm1", "q", "k", "v", "o", "bias", "norm2", "gate", "up", "down"];
         let names = (0..layers).flat_map(|layer| parts.map(|part| encoder.name(layer, part)));
         let missing: Vec<String> = names
@@ -158,8 +158,11 @@ impl TextEncoder {
     fn table(&self) -> &'static str {
         if self.original {
             "token_embedding.weight"
-        } else {
+        } else if self.weights.has("shared.weight") {
             "shared.weight"
+        } else {
+            // The same table by the name that it is tied to.
+            "encoder.embed_tokens.weight"
         }
     }
 

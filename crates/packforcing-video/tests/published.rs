@@ -350,6 +350,9 @@ fn published_sizes() {
         FileWeights::from_bytes("a file", &bytes, DType::F32, &Device::Cpu).and_then(|weights| weights.config())
     };
     assert_eq!(file(8, 16, None).map(|c| (c.layers, c.ffn_dim)).ok(), Some((1, 24)));
+    // Of a model that lacks a tensor no smaller one is made.
+    let layers = file(8, 16, Some("blocks.3.norm3.weight")).map(|c| c.layers);
+    assert_eq!(layers.ok(), Some(4));
     // Wan2.1's 14B is 5120 wide.
     assert_eq!(
         file(5120, 16, None).map(|c| (c.heads, c.head_dim)).ok(),
@@ -486,6 +489,24 @@ fn golden_text_encoder() {
             }
         }
     }
+    // Without one of its tensors it is no smaller encoder; the table may be there by the name that it is tied to.
+    let path = std::env::temp_dir().join(format!("packforcing-umt5-{}", std::process::id()));
+    let mut tensors = tensors("umt5_tiny.safetensors");
+    let table = tensors.remove("shared.weight").expect("a table");
+    tensors.insert("encoder.embed_tokens.weight".into(), table);
+    candle_core::safetensors::save(&tensors, &path).expect("a file");
+    assert!(TextEncoder::open(&[&path], DType::F32, &Device::Cpu).is_ok());
+    let lost = "encoder.block.1.layer.0.SelfAttention.q.weight";
+    tensors.remove(lost).expect("a tensor");
+    candle_core::safetensors::save(&tensors, &path).expect("a file");
+    let said = refused(TextEncoder::open(&[&path], DType::F32, &Device::Cpu));
+    assert!(said.contains(lost), "{said}");
+    let whole = std::fs::read(&path).expect("a file");
+    for part in [4, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&path, &whole[..part]).expect("a file");
+        assert!(TextEncoder::open(&[&path], DType::F32, &Device::Cpu).is_err(), "{part}");
+    }
+    std::fs::remove_file(&path).expect("it is there");
     let encoder = TextEncoder::open(&[folder().join("umt5_tiny.pth")], DType::F32, &Device::Cpu).expect("an encoder");
     assert!(encoder.encode(&[]).is_err() && encoder.encode(&[96]).is_err());
     let said = refused(TextEncoder::open(

@@ -109,7 +109,7 @@ impl Made<'_> {
         let mut written = 0;
         for block in 0..blocks {
             let now = Instant::now();
-            if let Some((_, prompt)) = then.iter().find(|(from, _)| *from == block) {
+            if let Some((_, prompt)) = then.iter().rfind(|(from, _)| *from == block) {
                 video.switch_prompt(prompt)?;
             }
             let latents = video.next_block().with_context(|| format!("block {block}"))?;

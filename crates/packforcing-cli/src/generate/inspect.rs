@@ -30,6 +30,7 @@ fn card(text: &str) -> Result<f64, String> {
 
 /// What fetches what is missing.
 const BASE: &str = "huggingface-cli download Wan-AI/Wan2.1-T2V-1.3B --local-dir Wan2.1-T2V-1.3B";
+const RELEASED: &str = "huggingface-cli download gdhe17/Self-Forcing checkpoints/self_forcing_dmd.pt --local-dir .";
 const PREVIEW: &str = "curl -LO https://github.com/madebyollin/taehv/raw/main/taew2_1.pth";
 
 /// Runs `inspect`.
@@ -41,7 +42,7 @@ pub fn run(options: &Options) -> Result<()> {
         None => say!("{what:<12} missing: {fetched}"),
     };
     let first = |paths: &[std::path::PathBuf]| paths.first().cloned();
-    listed("transformer", first(&files.transformer).as_deref(), BASE);
+    listed("transformer", first(&files.transformer).as_deref(), RELEASED);
     listed("text encoder", first(&files.text).as_deref(), BASE);
     listed("tokenizer", files.tokenizer.as_deref(), BASE);
     listed("autoencoder", first(&files.vae).as_deref(), BASE);
@@ -52,9 +53,11 @@ pub fn run(options: &Options) -> Result<()> {
     let card = (options.card * 1e9) as usize;
     let mut plan = None;
     if !files.transformer.is_empty() {
-        let recipe = super::recipe(options.shape.recipe, &mut files, options.parts.lora.is_some());
         let weights = FileWeights::open(&files.transformer, "", dtype, &cpu)?;
         let config = weights.config()?;
+        let recipe = super::recipe(options.shape.recipe, &mut files, options.parts.lora.is_some());
+        // What has another sampler is opened, and made by others.
+        let recipe = recipe.and_then(|recipe| Ok(recipe.schedule(true).map(|_| recipe)?));
         say!(
             "sizes        {} layers, {} wide, {:.2} billion numbers",
             config.layers,
@@ -80,6 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
                     dtype,
                     transformer: weights.numbers() * dtype.size_in_bytes(),
                     pictures,
+                    switches: false,
                 };
                 let made = Plan::new(&options.shape, recipe, options.shape.memory, &parts, card)?;
                 for warning in made.warnings(blocks) {

@@ -18,6 +18,7 @@ use packforcing_video::{FileWeights, Lora, Model, Recipe};
 
 use crate::device::{self, ModelDevice};
 use crate::judge;
+use crate::media::ffmpeg::Mp4Writer;
 use crate::output::say;
 use files::{Files, Named};
 use film::{AnyDecoder, Made, beside, read_noise};
@@ -116,7 +117,10 @@ impl Shape {
 
     /// The first block that begins at a time or after it.
     fn block_at(&self, seconds: f64, recipe: Recipe) -> Result<usize> {
-        let ((_, blocks), frame) = (self.frames_and_blocks(recipe), (seconds * FPS as f64).round() as usize);
+        let ((_, blocks), frame) = (
+            self.frames_and_blocks(recipe),
+            (seconds * FPS as f64 - 1e-9).ceil() as usize,
+        );
         let found = (1..blocks).find(|n| frames_of(n * recipe.block_frames()) >= frame);
         found.with_context(|| format!("--then {seconds}: no block of the video begins at that time or after it"))
     }
@@ -237,6 +241,24 @@ pub fn run(options: &Options) -> Result<()> {
         "no transformer in what --model names: a checkpoint (self_forcing_dmd.pt, ...) or a folder with \
          diffusion_pytorch_model.safetensors is wanted",
     )?;
+    let device = options.device.open()?;
+    // On the CPU candle has no products of bf16 of its own.
+    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+    say!("runs on   {}", device::name(&device));
+
+    // All that can be wrong is looked at before the first number is loaded.
+    let mut weights = FileWeights::open(&files.transformer, "", dtype, &device)?;
+    let mut config = weights.config()?;
+    config.context_len = MOST_TOKENS;
+    if !weights.left_out().is_empty() {
+        say!(
+            "weights   {}: besides it holds {}",
+            transformer.display(),
+            weights.left_out().join(", ")
+        );
+    }
+    let recipe = recipe(options.shape.recipe, &mut files, options.parts.lora.is_some())?;
+    recipe.schedule(true)?;
     match options.shape.decoder {
         Decoder::Vae => ensure!(
             !files.vae.is_empty(),
@@ -253,17 +275,43 @@ pub fn run(options: &Options) -> Result<()> {
         "{}: there is no such folder",
         options.out.display()
     );
-    let recipe = recipe(options.shape.recipe, &mut files, options.parts.lora.is_some())?;
-    recipe.schedule(true)?;
+    Mp4Writer::encoder(&options.out)?;
     let then = following(&options.then, options.shape.seconds)?;
     let blocks = then
         .iter()
         .map(|next| options.shape.block_at(next.seconds, recipe))
         .collect::<Result<Vec<_>>>()?;
-    let device = options.device.open()?;
-    // On the CPU candle has no products of bf16 of its own.
-    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    say!("runs on   {}", device::name(&device));
+    if let Some(path) = &files.lora {
+        let lora = Lora::open(path, options.lora_alpha)?;
+        say!(
+            "adapter   {}: {} layers of rank {}, by {}",
+            path.display(),
+            lora.layers(),
+            lora.rank(),
+            lora.scale()
+        );
+        weights = weights.with_lora(lora);
+    }
+    let noise = options.noise.as_ref().map(read_noise).transpose()?;
+    if let Some(noise) = &noise {
+        let few_step = options.shape.few_step(recipe);
+        let (_, blocks) = options.shape.frames_and_blocks(recipe);
+        noise.check(&config, &few_step, blocks)?;
+    }
+    let parts = Weights {
+        config: &config,
+        dtype,
+        transformer: weights.numbers() * dtype.size_in_bytes(),
+        pictures: plan::pictures(&options.shape, &files, dtype)?,
+        switches: !then.is_empty(),
+    };
+    let free = plan::free(&device)?;
+    let plan = |memory| {
+        let plan = Plan::new(&options.shape, recipe, memory, &parts, free)?;
+        plan.fits(free)?;
+        Ok::<_, anyhow::Error>(plan)
+    };
+    let plans = (plan(options.shape.memory)?, options.compare.map(plan).transpose()?);
 
     // Text first: its weights leave memory before the others come.
     let mut embeddings = match &options.embedding {
@@ -276,27 +324,6 @@ pub fn run(options: &Options) -> Result<()> {
             encode(&files, &all, &device)?
         }
     };
-
-    let mut weights = FileWeights::open(&files.transformer, "", dtype, &device)?;
-    let mut config = weights.config()?;
-    if !weights.left_out().is_empty() {
-        say!(
-            "weights   {}: besides it holds {}",
-            transformer.display(),
-            weights.left_out().join(", ")
-        );
-    }
-    if let Some(path) = &files.lora {
-        let lora = Lora::open(path, options.lora_alpha)?;
-        say!(
-            "adapter   {}: {} layers of rank {}, by {}",
-            path.display(),
-            lora.layers(),
-            lora.rank(),
-            lora.scale()
-        );
-        weights = weights.with_lora(lora);
-    }
     for embedding in &mut embeddings {
         ensure!(
             embedding.dim(1)? == config.context_dim,
@@ -306,20 +333,6 @@ pub fn run(options: &Options) -> Result<()> {
         );
         *embedding = embedding.unsqueeze(0)?;
     }
-    config.context_len = MOST_TOKENS;
-    let parts = Weights {
-        config: &config,
-        dtype,
-        transformer: weights.numbers() * dtype.size_in_bytes(),
-        pictures: plan::pictures(&options.shape, &files, dtype)?,
-    };
-    let free = plan::free(&device)?;
-    let plan = |memory| {
-        let plan = Plan::new(&options.shape, recipe, memory, &parts, free)?;
-        plan.fits(free)?;
-        Ok::<_, anyhow::Error>(plan)
-    };
-    let plans = (plan(options.shape.memory)?, options.compare.map(plan).transpose()?);
     let model = Model::new(&config, &mut weights)?;
     weights.finish()?;
 
@@ -339,7 +352,7 @@ pub fn run(options: &Options) -> Result<()> {
             (_, Some(preview)) => AnyDecoder::Preview(preview),
             _ => bail!("no decoder"),
         },
-        noise: options.noise.as_ref().map(read_noise).transpose()?,
+        noise,
         shape: &options.shape,
         recipe,
     };
@@ -350,7 +363,11 @@ pub fn run(options: &Options) -> Result<()> {
         made.film(plan, &other, Instant::now())?;
         for film in [&options.out, &other] {
             say!("");
-            judge::film(film, FPS, made.blocks())?.tell(film);
+            // The films are there, whatever can be told of them.
+            match judge::film(film, FPS, made.blocks()) {
+                Ok(judgement) => judgement.tell(film),
+                Err(error) => eprintln!("warning: {error:#}"),
+            }
         }
     }
     Ok(())
@@ -379,9 +396,13 @@ fn recipe(told: Option<Recipe>, files: &mut Files, lora_is_named: bool) -> Resul
         }
     };
     if recipe == Recipe::LongLive && files.lora.is_none() {
-        let missing = "LongLive's base without its adapter is not LongLive: lora.pt is wanted beside it, or by --lora";
+        let missing = "LongLive's base without its adapter is not LongLive: lora.pt is wanted beside it, or by --lora \
+                       (huggingface-cli download Efficient-Large-Model/LongLive-1.3B models/lora.pt --local-dir .)";
         ensure!(told.is_some(), missing);
         eprintln!("warning: {missing}; it is taken for one with the adapter merged in");
+    }
+    if recipe != Recipe::LongLive && lora_is_named {
+        eprintln!("warning: {recipe} has no adapter of its own: what --lora names is merged into it all the same");
     }
     if recipe != Recipe::LongLive
         && !lora_is_named

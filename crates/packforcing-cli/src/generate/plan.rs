@@ -20,6 +20,8 @@ pub struct Weights<'c> {
     pub dtype: DType,
     pub transformer: usize,
     pub pictures: Option<PictureBytes>,
+    /// Whether the prompt changes in mid video.
+    pub switches: bool,
 }
 
 /// Bytes by part, and the video that they are for.
@@ -39,6 +41,7 @@ impl Plan {
             dtype,
             transformer,
             pictures,
+            switches,
         } = *weights;
         let few_step = FewStepConfig {
             memory: memory.into(),
@@ -49,7 +52,7 @@ impl Plan {
             kept: 0,
             work: 0,
         });
-        let work = few_step.work_bytes(config, dtype)?.max(pictures.work);
+        let work = few_step.work_bytes(config, dtype, switches)?.max(pictures.work);
         let rest = transformer + pictures.weights + pictures.kept + work;
         let few_step = match shape.archive {
             Some(_) => few_step,
@@ -89,7 +92,7 @@ impl Plan {
     pub fn tell(&self) {
         for (what, bytes) in &self.parts {
             let blocks = match *what {
-                "archive" if *bytes > 0 => format!(", {} blocks to select from", self.few_step.archive),
+                "archive" if *bytes > 0 => format!(", {} blocks to select from", self.few_step.archived()),
                 _ => String::new(),
             };
             say!("  {what:<22} {:8.3} GB{blocks}", gb(*bytes));

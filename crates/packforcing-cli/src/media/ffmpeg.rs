@@ -219,16 +219,21 @@ pub struct Mp4Writer {
 }
 
 impl Mp4Writer {
-    /// Frames of this size, even along both sides, at so many a second.
-    pub fn create(to: &Path, (width, height): (usize, usize), fps: usize) -> Result<Mp4Writer> {
-        let Some(encoder) = encoder()? else {
-            bail!(
+    /// The encoder that a film will be written with.
+    pub fn encoder(to: &Path) -> Result<&'static str> {
+        encoder()?.with_context(|| {
+            format!(
                 "{}: films are written by the program ffmpeg with an encoder of H.264, and {} is not here or has none: install \
                  it ({VARIABLE} names it where it is not on PATH)",
                 to.display(),
                 program().display()
-            );
-        };
+            )
+        })
+    }
+
+    /// Frames of this size, even along both sides, at so many a second.
+    pub fn create(to: &Path, (width, height): (usize, usize), fps: usize) -> Result<Mp4Writer> {
+        let encoder = Mp4Writer::encoder(to)?;
         let mut command = command();
         command.args(["-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]);
         command.args([

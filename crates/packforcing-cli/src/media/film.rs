@@ -54,6 +54,8 @@ pub struct Film {
     /// Frames of the file that were read, and that were given.
     read: usize,
     given: usize,
+    /// Frames that are given at most.
+    most: usize,
     notes: Vec<String>,
 }
 
@@ -95,6 +97,7 @@ impl Film {
             shown: None,
             read: 0,
             given: 0,
+            most: MOST_FRAMES,
         })
     }
 
@@ -136,14 +139,21 @@ impl Film {
             }
         }
         ensure!(
-            self.given < MOST_FRAMES,
-            "{}: more than {MOST_FRAMES} frames at {} a second; cut it (ffmpeg -i IN -t {} OUT.y4m)",
+            self.given < self.most,
+            "{}: more than {} frames at {} a second; cut it (ffmpeg -i IN -t {} OUT.y4m)",
             self.name,
+            self.most,
             self.fps,
-            MOST_FRAMES / self.fps
+            self.most / self.fps
         );
         self.given += 1;
         Ok(self.shown.as_ref().map(|shown| shown.image.clone()))
+    }
+
+    /// The same clip however long it is, for who keeps no frames.
+    pub fn endless(mut self) -> Film {
+        self.most = usize::MAX;
+        self
     }
 
     /// All frames that are left, if their numbers as a model takes them fit into `bytes`.

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::PictureBytes;
 use super::conv::{Conv, Memory, UNFOLDED, missing, stacked, taken};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, WeightsFault};
 use crate::fused::softmax_attention;
 use crate::weights::FileWeights;
 
@@ -107,32 +107,45 @@ impl Vae {
             if middle_first {
                 middle(&mut stages)?;
             }
-            for number in 0.. {
+            // Every third or fourth stage changes the size.
+            let (count, period) = if middle_first { (15, 4) } else { (11, 3) };
+            for number in 0..count {
                 let name = format!("{prefix}.{whole}.{number}");
-                if names.has(&format!("{name}.residual.2.weight")) {
+                if number % period + 1 != period {
                     stages.push(names.residual(&name)?);
-                } else if names.has(&format!("{name}.resample.1.weight")) {
-                    let conv = names.conv(&format!("{name}.resample.1"))?;
-                    let time = match names.has(&format!("{name}.time_conv.weight")) {
-                        true => Some(names.conv(&format!("{name}.time_conv"))?),
-                        false => None,
-                    };
-                    stages.push(match middle_first {
-                        true => Stage::Up { conv, time },
-                        false => Stage::Down {
-                            conv: conv.halving_ahead(),
-                            time,
-                        },
-                    });
-                } else {
-                    break;
+                    continue;
                 }
+                let conv = names.conv(&format!("{name}.resample.1"))?;
+                let time = match names.has(&format!("{name}.time_conv.weight")) {
+                    true => Some(names.conv(&format!("{name}.time_conv"))?),
+                    false => None,
+                };
+                stages.push(match middle_first {
+                    true => Stage::Up { conv, time },
+                    false => Stage::Down {
+                        conv: conv.halving_ahead(),
+                        time,
+                    },
+                });
             }
             if !middle_first {
                 middle(&mut stages)?;
             }
             Ok(stages)
         };
+        let latent = names.here("conv2.weight");
+        match weights.shape(&latent)[..] {
+            [CHANNELS, CHANNELS, ..] => {}
+            [] => return Err(missing(&weights, latent)),
+            ref other => {
+                return Err(Error::Weights {
+                    file: weights.file().to_path_buf(),
+                    fault: WeightsFault::Torch(format!(
+                        "{latent} is {other:?}: an autoencoder of other latents, and Wan2.1's have {CHANNELS} channels"
+                    )),
+                });
+            }
+        }
         let side = |prefix: &str, whole: &str, middle_first: bool| -> Result<Side> {
             let stages = stages(prefix, whole, middle_first)?;
             let grows = |stage: &Stage| matches!(stage, Stage::Up { time: Some(_), .. });

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::torch::{Stored, TorchFile};
+use super::torch::{Stored, TorchFile, ZIP};
+use super::{begin_of, instead};
 use crate::error::{Error, Result, WeightsFault};
 
 /// Sets of adapters in files of training, the first that is there; others (of a critic) are left out.
@@ -48,9 +49,18 @@ impl Lora {
     /// that is no number.
     pub fn open(path: impl AsRef<Path>, alpha: Option<f64>) -> Result<Lora> {
         let path = path.as_ref().to_path_buf();
+        let begin = begin_of(&path).map_err(|fault| refused(&path, fault))?;
+        if !begin.starts_with(ZIP) {
+            let what = instead(&begin).unwrap_or("it is no file of PyTorch's");
+            return Err(refused(&path, format!("no adapter of torch.save's: {what}")));
+        }
         let read = TorchFile::open(&path).and_then(|file| layers(&file).map(|layers| (file, layers)));
         let (file, layers) = read.map_err(|fault| refused(&path, fault))?;
-        let rank = layers.values().next().map_or(0, |(a, _)| a.shape[0]);
+        let rank = layers
+            .values()
+            .next()
+            .and_then(|(a, _)| a.shape.first().copied())
+            .unwrap_or(0);
         for (name, (a, b)) in &layers {
             let fits = matches!((&a.shape[..], &b.shape[..]), (&[of_a, _], &[_, of_b]) if of_a == rank && of_b == rank && rank > 0);
             if !fits {

@@ -120,6 +120,15 @@ const SETS: [&str; 5] = ["generator_ema", "generator", "model", "state_dict", ""
 const WRAPPED: &str = "_fsdp_wrapped_module.";
 /// What the trainer's wrapper puts in front, and what others' single files have in front.
 const IN_FRONT: [&str; 2] = ["model.diffusion_model.", "model."];
+/// The same in safetensors, where the names after it are those of a transformer.
+const FRONTS: [&str; 5] = [
+    "",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "model._fsdp_wrapped_module.",
+    "model.",
+];
+const PATCH: &str = "patch_embedding.weight";
 /// Tables that some exports have, and that everybody computes.
 const COMPUTED: [&str; 1] = ["freqs"];
 
@@ -185,6 +194,32 @@ pub(crate) fn instead(begin: &[u8]) -> Option<&'static str> {
     })
 }
 
+/// The first bytes of a file, by which it is told what it is.
+pub(crate) fn begin_of(file: &Path) -> std::result::Result<Vec<u8>, String> {
+    if file.is_dir() {
+        return Err("it is a folder".into());
+    }
+    let mut begin = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(64).read_to_end(&mut begin));
+    read.map_err(|e| e.to_string())?;
+    Ok(begin)
+}
+
+/// Why a file that begins like this is no whole safetensors file, as far as its length and its first bytes tell.
+fn safetensors_fault(file: &Path, begin: &[u8]) -> Option<String> {
+    if let Some(fault) = instead(begin) {
+        return Some(fault.into());
+    }
+    let length = std::fs::metadata(file).map_or(u64::MAX, |about| about.len());
+    let header = begin.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    match header {
+        Some(header) if begin.get(8) == Some(&b'{') && header.saturating_add(8) > length => Some(format!(
+            "it is cut short: {length} bytes, and its header alone has {header}; fetch it again"
+        )),
+        _ => None,
+    }
+}
+
 /// The one tensor that tells the schemes apart.
 const TELLING: &str = "time_embedding.0.weight";
 
@@ -200,17 +235,28 @@ impl FileWeights {
             return Err(Error::argument("files", "at least one", "none"));
         };
         let file = first.as_ref().to_path_buf();
-        let mut begin = Vec::new();
-        // What cannot be read is told by whoever opens it.
-        let _ = File::open(&file).and_then(|file| file.take(64).read_to_end(&mut begin));
-        if begin.starts_with(ZIP) {
-            return FileWeights::torch(files, file, prefix, dtype, device);
+        for (number, shard) in files.iter().enumerate() {
+            let shard = shard.as_ref();
+            let begin = begin_of(shard).map_err(|fault| Error::Weights {
+                file: shard.to_path_buf(),
+                fault: WeightsFault::Unreadable(fault),
+            })?;
+            if number == 0 && begin.starts_with(ZIP) {
+                return FileWeights::torch(files, file, prefix, dtype, device);
+            }
+            // Each by itself, for an error of all of them names none.
+            safetensors_fault(shard, &begin).map_or(Ok(()), |fault| {
+                Err(Error::Weights {
+                    file: shard.to_path_buf(),
+                    fault: WeightsFault::Unreadable(fault),
+                })
+            })?;
         }
         // SAFETY: candle maps the files, and they must not change while they are mapped: the caller
         // names checkpoints, which nobody writes in place (ours are renamed into place). Their
         // headers are checked before anything is read.
         let tensors = unsafe { MmapedSafetensors::multi(files) };
-        FileWeights::safetensors(file, (tensors.map(Tensors::Mapped), &begin), prefix, dtype, device)
+        FileWeights::safetensors(file, (tensors.map(Tensors::Mapped), b"?"), prefix, dtype, device)
     }
 
     /// One file of `torch.save`.
@@ -254,9 +300,10 @@ impl FileWeights {
     ) -> Result<FileWeights> {
         let tensors = tensors.map_err(|e| Error::Weights {
             file: file.clone(),
-            fault: WeightsFault::Unreadable(match instead(begin) {
-                Some(hint) => format!("{hint} ({e})"),
-                None => e.to_string(),
+            fault: WeightsFault::Unreadable(match (instead(begin), e.to_string()) {
+                (Some(hint), e) => format!("{hint} ({e})"),
+                (None, e) if e.contains("not fully covered") => format!("it is cut short: fetch it again ({e})"),
+                (None, e) => e,
             }),
         })?;
         FileWeights::new(file, tensors, Vec::new(), prefix, dtype, device)
@@ -272,15 +319,19 @@ impl FileWeights {
     ) -> Result<FileWeights> {
         let names = tensors.names();
         // Single files of others, with what else a pipeline wants beside the model.
-        let whole = IN_FRONT[0];
-        let prefix = match prefix.is_empty() && names.iter().any(|name| name.starts_with(whole)) {
-            true => whole,
-            false => prefix,
+        let in_front = match &tensors {
+            Tensors::Torch(..) => None,
+            _ => FRONTS
+                .into_iter()
+                .find(|front| prefix.is_empty() && tensors.about(&format!("{front}{PATCH}")).is_some()),
         };
-        let beside = names.iter().filter(|name| !name.starts_with(prefix)).count();
-        if prefix == whole && beside > 0 {
-            left_out.push(format!("{beside} tensors without {whole} in front"));
+        if let Some(front) = in_front.filter(|front| !front.is_empty()) {
+            let beside = names.iter().filter(|name| !name.starts_with(front)).count();
+            if beside > 0 {
+                left_out.push(format!("{beside} tensors without {front} in front"));
+            }
         }
+        let prefix = in_front.unwrap_or(prefix);
         // Without its factors such a file gives garbage and no error.
         let factors = |name: &String| FACTORS.iter().any(|ending| name.ends_with(ending));
         if let Some(name) = names.into_iter().find(factors) {
@@ -308,6 +359,15 @@ impl FileWeights {
     /// Whether a tensor of this name is there, after the prefix.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.about(&format!("{}{name}", self.prefix)).is_some()
+    }
+
+    /// One more than the largest number that stands behind `before` in a name: how many layers there are, or were.
+    pub(crate) fn counted(&self, before: &str) -> usize {
+        let before = format!("{}{before}", self.prefix);
+        let number = |name: &String| -> Option<usize> { name.strip_prefix(&before)?.split('.').next()?.parse().ok() };
+        let largest = self.tensors.names().iter().filter_map(number).max();
+        // More than any model has is no number of a layer.
+        largest.map_or(0, |number| number.saturating_add(1).min(1 << 10))
     }
 
     /// The file; of several the first.
@@ -361,7 +421,16 @@ impl FileWeights {
             safetensors::Dtype::F32 => DType::F32,
             safetensors::Dtype::F16 => DType::F16,
             safetensors::Dtype::BF16 => DType::BF16,
-            _ => return Err(whole(())),
+            safetensors::Dtype::F64 => DType::F64,
+            other => {
+                return Err(Error::Weights {
+                    file: self.file.clone(),
+                    fault: WeightsFault::Dtype {
+                        name: here,
+                        dtype: format!("{other:?}"),
+                    },
+                });
+            }
         };
         let &[_, columns] = &shape[..] else {
             return Err(whole(()));

@@ -65,11 +65,9 @@ impl FileWeights {
         let (_, freq_dim) = matrix("condition_embedder.time_embedder.linear_1.weight")?;
         let (_, context_dim) = matrix("condition_embedder.text_embedder.linear_1.weight")?;
         let (ffn_dim, _) = matrix("blocks.0.ffn.net.0.proj.weight")?;
-        let layers = (0..)
-            .take_while(|i| shape(&format!("blocks.{i}.attn1.to_q.weight")).is_ok())
-            .count();
+        let layers = self.counted("blocks.");
         let head_dim = HEAD.min(width);
-        if !width.is_multiple_of(head_dim) {
+        if width == 0 || !width.is_multiple_of(head_dim) {
             return Err(refuse(format!("{width} numbers a token are no heads of {HEAD}")));
         }
         let config = Config {

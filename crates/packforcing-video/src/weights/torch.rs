@@ -90,6 +90,7 @@ impl TorchFile {
             storage: &storage,
             sets: BTreeMap::new(),
             others: BTreeMap::new(),
+            looked: 0,
         };
         found.top(pickle.root())?;
         let (sets, others) = (found.sets, found.others);
@@ -160,7 +161,13 @@ struct Found<'p> {
     storage: &'p dyn Fn(&str) -> Option<&'p Entry>,
     sets: BTreeMap<String, BTreeMap<String, Stored>>,
     others: BTreeMap<String, String>,
+    /// How many names were looked at.
+    looked: usize,
 }
+
+/// A model has a thousand tensors, a trainer some copies of them and its settings. A dictionary may be named many times over:
+/// a file of a few bytes would be walked for years.
+const MOST_NAMES: usize = 1 << 18;
 
 impl Found<'_> {
     fn top(&mut self, root: Id) -> Result<(), String> {
@@ -197,6 +204,10 @@ impl Found<'_> {
             return Err(format!("{set}: more than {DEEPEST} dictionaries inside one another"));
         }
         for (key, value) in items {
+            self.looked += 1;
+            if self.looked > MOST_NAMES {
+                return Err(format!("more than {MOST_NAMES} names are in it"));
+            }
             let name = match before {
                 "" => self.key(*key),
                 before => format!("{before}.{}", self.key(*key)),
