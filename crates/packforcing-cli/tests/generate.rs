@@ -30,22 +30,20 @@ impl Folder {
         command.current_dir(&self.0).args(arguments).output().unwrap()
     }
 
+    /// `generate` with this folder's model.
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_packforcing"));
+        command.current_dir(&self.0).args(["generate", "--device", "cpu"]);
+        command.args(["--model", "checkpoints", "--model", "Wan2.1-T2V-1.3B"]);
+        if !more.contains(&"--size") {
+            command.args(["--size", "64x48"]);
+        }
+        command.args(more);
+        command
+    }
+
     fn generate(&self, more: &[&str]) -> Output {
-        let model = [
-            "generate",
-            "--model",
-            "checkpoints",
-            "--model",
-            "Wan2.1-T2V-1.3B",
-            "--device",
-            "cpu",
-        ];
-        let size: &[&str] = if more.contains(&"--size") {
-            &[]
-        } else {
-            &["--size", "64x48"]
-        };
-        self.run(&[&model, size, more].concat())
+        self.command(more).output().unwrap()
     }
 
     fn makes(&self, more: &[&str]) -> String {
@@ -233,27 +231,8 @@ fn a_film_that_is_broken_off_can_be_played() {
         return;
     }
     let folder = Folder::new("broken");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_packforcing"));
-    command.current_dir(&folder.0).stdout(std::process::Stdio::piped());
-    command.args([
-        "generate",
-        "--model",
-        "checkpoints",
-        "--model",
-        "Wan2.1-T2V-1.3B",
-        "--device",
-        "cpu",
-    ]);
-    command.args([
-        "--prompt",
-        "a cat",
-        "--size",
-        "64x48",
-        "--seconds",
-        "600",
-        "--out",
-        "film.mp4",
-    ]);
+    let mut command = folder.command(&["--prompt", "a cat", "--seconds", "600", "--out", "film.mp4"]);
+    command.stdout(std::process::Stdio::piped());
     let mut child = command.spawn().unwrap();
     // Until the first frames are made.
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));

@@ -220,6 +220,7 @@ fn golden_velocities_in_bf16() -> Result<()> {
         off[0], off[1], off[2]
     );
     assert!(off[0] < 1e-5, "in plain steps it is the model: {off:?}");
-    assert!(off[1] < 0.02 && off[2] < 0.04, "{off:?}");
+    // A rounding is off by up to 2^-9; some ten of them lie behind one another, and 0.0065 and 0.008 were measured.
+    assert!(off[1] < 0.02 && off[2] < 0.02, "{off:?}");
     Ok(())
 }

@@ -827,7 +827,8 @@ fn packed_memories_are_attention_at_packed_places() {
                 plain.past[layer].push(kept);
             }
             let off = apart(&video.next_block().expect("a block"), &x.squeeze(0).expect("one"));
-            assert!(off < 2e-4, "{memory:?}, block {block}: {off:e}");
+            // 2e-6 was measured, of latents up to 7.
+            assert!(off < 2e-5, "{memory:?}, block {block}: {off:e}");
         }
     }
 }
